@@ -1,0 +1,395 @@
+"""The nouns of polyolo: what its processes say to each other and to clients.
+
+Frozen, slotted, keyword-only dataclasses that import nothing. They cross process borders as
+JSON (msgspec reads and writes them as they are), so a field is added with a default and is
+never renamed or given another meaning. A value out of range is a ValueError at construction,
+worded for the person who sent it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+STANDARD = "standard"
+"""Name under which every tenant may call the platform's own model."""
+
+
+# --- Detections: what a picture gives ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectionSettings:
+    """What counts as a detection; a model's own settings or one request's.
+
+    Every field may be overridden by a request. Raises ValueError naming field and range.
+    """
+
+    confidence: float = 0.25
+    """Least confidence of a detection, 0 to 1. Default 0.25, the field's usual threshold."""
+    iou: float = 0.45
+    """Overlap (intersection over union), 0 to 1, above which NMS keeps only the better box."""
+    classes: tuple[int | str, ...] | None = None
+    """Only these classes, by id or by name; None means all."""
+    max_detections: int = 300
+    """At most this many detections a picture, 1 to 1000, the most confident ones."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.confidence <= 1.0:  # also refuses NaN
+            raise ValueError(f"confidence must lie between 0 and 1, not {self.confidence}")
+        if not 0.0 <= self.iou <= 1.0:
+            raise ValueError(f"iou must lie between 0 and 1, not {self.iou}")
+        if not 1 <= self.max_detections <= 1000:
+            raise ValueError(f"max_detections must be 1 to 1000, not {self.max_detections}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detections:
+    """The boxes of one picture as a struct of arrays, most confident first.
+
+    xyxy: float32 [N,4], pixels of the upright picture, clipped to it.
+    confidence: float32 [N], 0 to 1. class_id: int32 [N].
+    """
+
+    xyxy: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+    class_id: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detection:
+    """One box of an answer, as clients see it."""
+
+    class_id: int
+    class_name: str
+    confidence: float
+    bbox: tuple[float, float, float, float]
+    """x1, y1, x2, y2 in pixels of the upright picture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """A model version by name, as in `city:3`."""
+
+    name: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSize:
+    """Size of the upright picture in pixels."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Where the runtime spent a request's time, milliseconds of wall clock."""
+
+    queue: float
+    decode: float
+    inference: float
+    postprocess: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectAnswer:
+    """The answer of `POST /v1/detect`."""
+
+    request_id: str
+    model: ModelRef
+    image: ImageSize
+    detections: tuple[Detection, ...]
+    timing_ms: Timing
+    cold_start: bool = False
+
+
+# --- Runtimes: what one tenant's service unit should be, and is -------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSpec:
+    """One immutable model version that a runtime may serve."""
+
+    version: int
+    digest: str
+    """sha256 of the file, 64 hex digits; the runtime refuses other bytes."""
+    uri: str
+    """Where the runtime reads the file: a path, absolute or relative to the spec document."""
+    classes: tuple[str, ...] = ()
+    """Class names by id; empty: the file's metadata, else class_0 …."""
+    family: str | None = None
+    """Head family to decode with; None: recognised from the graph."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One model of a tenant: its current version, those still callable, its settings."""
+
+    name: str
+    current: int
+    """The version that answers when a request names none; loaded before the runtime is ready."""
+    versions: tuple[VersionSpec, ...]
+    """Every callable version; those that are not current load on their first request."""
+    settings: DetectionSettings = field(default_factory=DetectionSettings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeSpec:
+    """Desired state of one tenant's runtime: the document read at boot and pushed on change."""
+
+    tenant: str
+    """The tenant's id."""
+    generation: int
+    """Grows with every change; the runtime reports the one it has put in force."""
+    default_model: str
+    """Name of the model that answers when a request names none."""
+    models: tuple[ModelSpec, ...]
+    engine: str = "onnxruntime"
+
+
+class Phase(StrEnum):
+    """Where a runtime stands, as observed."""
+
+    ABSENT = "absent"  # no process, none wanted or not started yet
+    STARTING = "starting"  # on its way to a first answer: the gateway holds requests
+    READY = "ready"
+    FAILED = "failed"  # crashed or hung; started again after a back-off: requests get 503
+    STOPPING = "stopping"  # draining
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    """How one model version fares inside a runtime."""
+
+    name: str
+    version: int
+    state: str
+    """loading, ready, failed, or idle (callable, loaded on demand)."""
+    reason: str = ""
+    """Why it failed, for the tenant to read; else empty."""
+    family: str = ""
+    input: tuple[int, ...] = ()
+    """Input shape N,C,H,W (or N,H,W,C), 0 where dynamic."""
+    engine: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeStatus:
+    """Observed state of one tenant's runtime."""
+
+    tenant: str
+    phase: Phase
+    observed_generation: int = 0
+    """Generation of the spec in force: loaded, or reported in `models` as failed."""
+    endpoints: tuple[str, ...] = ()
+    """Where to send requests: `unix:/path/to/socket` or `http://host:port`."""
+    models: tuple[ModelStatus, ...] = ()
+    reason: str = ""
+    """Why the phase is not ready, for a person to read; else empty."""
+
+
+# --- The door: what a gateway knows, and what it reports --------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a tenant may use; one value object for quota, rate limit and price."""
+
+    name: str
+    max_in_flight: int = 64
+    """Requests of the tenant inside the platform at once; more are answered 503 at the door.
+    64 keeps 32 busy connections clear of the limit and bounds the memory of held pictures."""
+    max_models: int = 20
+    """Models the tenant may keep."""
+    max_model_bytes: int = 512 * 1024 * 1024
+    """Size of one uploaded file; a YOLOv8x in float32 is 261 MB."""
+
+
+class TenantState(StrEnum):
+    """What the operator wants of a tenant."""
+
+    ACTIVE = "active"
+    SUSPENDED = "suspended"  # keeps its data, answers 403
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantRoute:
+    """All that a gateway needs to know of one tenant."""
+
+    tenant: str
+    """The tenant's id."""
+    name: str
+    state: TenantState
+    plan: Plan
+    phase: Phase
+    endpoints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyEntry:
+    """One API key as a gateway knows it: enough to check it, not enough to use it."""
+
+    id: str
+    digest: str
+    """sha256 of the whole key, hex."""
+    tenant: str
+    scopes: tuple[str, ...]
+    expires_at: float | None = None
+    """Unix seconds; None: never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything a gateway needs, immutable, swapped whole."""
+
+    revision: int
+    tenants: tuple[TenantRoute, ...]
+    keys: tuple[KeyEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRecord:
+    """One request, once: what is metered and billed. Never what was seen."""
+
+    id: str
+    """Unique for ever, given by the gateway: a batch handed over twice counts once."""
+    tenant: str
+    at: float
+    """Unix seconds when the request was closed."""
+    status: int
+    """HTTP status of the answer; 499 when the client hung up."""
+    model: str = ""
+    version: int = 0
+    images: int = 0
+    """Pictures that went through the model."""
+    engine_ms: float = 0.0
+    """Milliseconds inside the engine."""
+    bytes_in: int = 0
+    cold_start: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who is asking. The tenant comes from here and from nothing else."""
+
+    kind: str
+    """operator, key or gateway."""
+    id: str
+    tenant: str | None = None
+    """The tenant's id; None for the operator and for a gateway."""
+    scopes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One change, once: the audit log."""
+
+    seq: int
+    at: float
+    actor: str
+    action: str
+    tenant: str | None
+    resource: str
+    detail: str = ""
+
+
+# --- Resources of the control API, as clients see them ----------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """An API key; `key` is there only in the answer that creates it."""
+
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """A customer of the platform."""
+
+    id: str
+    name: str
+    plan: str
+    state: TenantState
+    created_at: float
+    default_model: str
+    runtime: RuntimeStatus | None = None
+    api_key: ApiKey | None = None
+    """The first key, only in the answer that creates the tenant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersion:
+    """An immutable, numbered version of a model, content-addressed by sha256."""
+
+    version: int
+    digest: str
+    size: int
+    """Bytes."""
+    family: str
+    classes: tuple[str, ...]
+    input: tuple[int, ...]
+    created_at: float
+    created_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A named model of a tenant."""
+
+    name: str
+    current: int
+    default: bool
+    """True for the model that answers when a request names none."""
+    settings: DetectionSettings
+    versions: tuple[ModelVersion, ...]
+    state: str = ""
+    """How the current version fares in the runtime: ModelStatus.state, or empty if unknown."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelUsage:
+    """A tenant's use of one model."""
+
+    model: str
+    requests: int
+    images: int
+    engine_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """A tenant's use of the platform from `since` to `until` (unix seconds)."""
+
+    tenant: str
+    name: str
+    since: float
+    until: float
+    requests: int
+    images: int
+    errors: int
+    """Requests answered with a status of 400 or more."""
+    engine_ms: float
+    bytes_in: int
+    models: tuple[ModelUsage, ...] = ()
