@@ -1,0 +1,276 @@
+"""What every HTTP process shares: answers, errors as problem documents, probes, serving, dying.
+
+`Service` is the outermost layer of each process, plain ASGI: it gives a request its id, turns a
+raised error into its problem document and writes the access log's line. Inside it, a handler
+only returns an answer or raises an error of `polyolo.errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import uvicorn
+from prometheus_client import CollectorRegistry, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polyolo import telemetry
+from polyolo.errors import (
+    MalformedRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    PolyoloError,
+    TooLargeError,
+)
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that hung up; never sent, only counted
+
+T = TypeVar("T")
+
+_encode = msgspec.json.Encoder().encode
+
+Probe = Callable[[], Awaitable[str]]
+"""Says why the process is not well, in a sentence; an empty string when it is."""
+
+
+def json_response(
+    content: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return `content` (dataclasses, dicts, lists) as a JSON answer."""
+    return Response(_encode(content), status, headers, media_type="application/json")
+
+
+def problem_response(error: PolyoloError, instance: str = "") -> Response:
+    """Return the RFC 9457 answer for an error. instance: the request's path."""
+    return Response(
+        _encode(error.problem(instance)),
+        error.status,
+        error.headers(),
+        media_type="application/problem+json",
+    )
+
+
+async def read_body(receive: Receive, limit: int, declared: str | None = None) -> bytes:
+    """Read a request's body into memory, refusing more than `limit` bytes.
+
+    declared: the Content-Length header, judged before the first byte is read. Raises
+    TooLargeError, and ClientDisconnect when the client hangs up.
+    """
+    too_large = TooLargeError(f"the body is larger than the {limit:,} bytes allowed here")
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def decode_json(body: bytes, kind: type[T]) -> T:
+    """Return a JSON body as `kind`; MalformedRequestError says what does not fit."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise MalformedRequestError(f"the body is not what belongs here: {error}") from None
+
+
+def as_polyolo_error(error: Exception) -> PolyoloError | None:
+    """Return the error of ours that a framework's HTTPException stands for; None for others."""
+    if isinstance(error, PolyoloError):
+        return error
+    if isinstance(error, HTTPException):
+        kinds = {404: NotFoundError, 405: MethodNotAllowedError, 413: TooLargeError}
+        details = {404: "there is nothing at this path", 405: "this path has other methods"}
+        kind = kinds.get(error.status_code, MalformedRequestError)
+        return kind(details.get(error.status_code, str(error.detail)))
+    return None
+
+
+class Service:
+    """The outermost layer of a process: request id, errors, access log.
+
+    A handler may add fields to the log line through `scope["state"]["log"]` (a dict) and reads
+    the id at `scope["state"]["request_id"]`.
+    """
+
+    def __init__(self, app: ASGIApp, *, access_log: bool) -> None:
+        self._app = app
+        self._log = telemetry.logger("access") if access_log else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        offered = next((v for k, v in scope["headers"] if k == b"x-request-id"), None)
+        request_id = telemetry.request_id(offered)
+        fields: dict[str, Any] = {}
+        scope["state"] = {"request_id": request_id, "log": fields}
+        scope.setdefault("app", self)  # makes starlette's router raise instead of answering text
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [h for h in message["headers"] if h[0] != b"x-request-id"]
+                headers.append((b"x-request-id", request_id.encode()))
+                message["headers"] = headers
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = CLIENT_CLOSED_REQUEST
+        except Exception as error:  # noqa: BLE001  # the last line: whatever it was, it is answered
+            known = as_polyolo_error(error)
+            if known is None:
+                telemetry.logger("web").exception("unexpected error", request_id=request_id)
+                known = PolyoloError(
+                    "something went wrong here; the request id names it in our log"
+                )
+            if not status:
+                await problem_response(known, scope["path"])(scope, receive, send_with_id)
+        finally:
+            if self._log is not None:
+                self._log.info(
+                    "request",
+                    request_id=request_id,
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status or CLIENT_CLOSED_REQUEST,
+                    ms=round((time.perf_counter() - started) * 1e3, 2),
+                    **fields,
+                )
+
+
+def probes(*, live: Probe, ready: Probe, registry: CollectorRegistry) -> list[Route]:
+    """Return the routes /livez, /readyz and /metrics."""
+
+    def probe(check: Probe) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(_: Request) -> Response:
+            reason = await check()
+            return json_response({"status": reason or "ok"}, 503 if reason else 200)
+
+        return answer
+
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    return [
+        Route("/livez", probe(live)),
+        Route("/readyz", probe(ready)),
+        Route("/metrics", metrics),
+    ]
+
+
+def bind(*, host: str = "", port: int = 0, path: Path | None = None) -> socket.socket:
+    """Return a listening socket: a Unix socket at `path` (mode 0600), else TCP.
+
+    Raises OSError with a sentence that says what to change.
+    """
+    if path is not None:
+        if len(os.fsencode(path)) > 107:  # sun_path holds 108 bytes with its closing zero
+            raise OSError(
+                f"the socket's path is longer than 107 bytes, choose a shorter one: {path}"
+            )
+        path.unlink(missing_ok=True)  # left behind by a process that was killed
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        path.chmod(0o600)
+    else:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            listener.close()
+            raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    listener.listen(2048)
+    listener.setblocking(False)
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with the signals left to `serve`, so that a drained process exits with 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    stop: asyncio.Event | None = None,
+    drain_s: float = 30.0,
+) -> None:
+    """Serve `app` until SIGTERM, SIGINT or `stop`, then finish what is in flight, and return.
+
+    drain_s: seconds that requests in flight are given to finish.
+    """
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        loop="none",  # the caller runs the loop
+        lifespan="off",  # composition roots build and close what they need themselves
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Longer than any pooling client of ours keeps an idle connection, so that the client is
+        # the one to close it and never sends a request into a closing connection.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(drain_s),
+    )
+    server = _Server(config)
+    stop = stop or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    server.should_exit = True
+    with suppress(asyncio.CancelledError):
+        await serving
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it is gone (Linux).
+
+    The first thing a child does. `POLYOLO_PARENT` carries the parent's pid, so that a parent
+    that died before this call is noticed too. Does nothing for a process started by hand.
+    """
+    parent = os.environ.get("POLYOLO_PARENT")
+    if parent is None or sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1  # linux/prctl.h
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != int(parent):
+        os._exit(1)
