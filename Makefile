@@ -1,0 +1,52 @@
+# Each target installs what it needs by itself. Newcomers need two: make demo, make test.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help install demo test check e2e bench wheel lock clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(READY)  ## Create .venv with the polyolo command in it
+
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "polyolo needs Python 3.11 or newer; name one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.11" >&2; exit 1; }
+	@echo "installing into $(VENV) (once) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install  ## Two tenants, one door, real detections: the main job end to end
+	@$(BIN)/polyolo demo
+
+test: install  ## Every test, end to end ones included
+	@$(BIN)/pytest
+
+check: install  ## Format, lint, types, import contracts, layout rules
+	@$(BIN)/ruff format --check --quiet . || { echo 'run: $(BIN)/ruff format .' >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-timings >.import-linter.log 2>&1 || { cat .import-linter.log; exit 1; }
+	@$(BIN)/pytest tests/layout
+
+e2e: install  ## Only the end to end tests
+	@$(BIN)/pytest tests/e2e
+
+bench: install  ## Speed of one machine as ratios taken in one run
+	@$(BIN)/python -m tests.bench.speed
+
+wheel: install  ## Build the wheel into dist/
+	@$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null && ls dist
+
+lock: install  ## Pin every dependency anew, with hashes
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv
+	@for set in serving:'--extra serving' all:'--extra all' dev:'--extra all --group dev'; do \
+		$(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes \
+			--no-annotate --no-header $${set#*:} -o requirements/$${set%%:*}.txt --upgrade || exit 1; done
+
+clean:  ## Remove what the targets made
+	@rm -rf $(VENV) dist out .import-linter.log .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

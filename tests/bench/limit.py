@@ -1,0 +1,78 @@
+"""The limit: the same pipeline in one process, without any server.
+
+`python -m tests.bench.limit MODEL PICTURE... --seconds 3` decodes, letterboxes, infers and
+decodes boxes on as many threads as there are CPUs, and prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+from polyolo.serving.detector import Detector, resolve
+from polyolo.serving.engines.onnxruntime import open_engine
+from polyolo.serving.heads import class_names, recognise
+from polyolo.serving.image import ImageLimits, decode, read_header
+from polyolo.types import DetectionSettings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("pictures", nargs="+", type=Path)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--threads", type=int, required=True)
+    args = parser.parse_args()
+    detector = open_detector(args.model)
+    criteria = resolve(DetectionSettings(), detector.names)
+    pictures = [path.read_bytes() for path in args.pictures]
+    limits = ImageLimits()
+    latencies: list[float] = []
+
+    def work(start: int, until: float) -> None:
+        position = start
+        while True:
+            before = time.perf_counter()
+            if before >= until:
+                return
+            data = pictures[position % len(pictures)]
+            image = decode(data, read_header(data, limits))
+            detector.detect([image], [criteria])
+            latencies.append(time.perf_counter() - before)
+            position += 1
+
+    work(0, time.perf_counter() + 0.3)  # warm
+    latencies.clear()
+    started = time.perf_counter()
+    threads = [
+        threading.Thread(target=work, args=(i, started + args.seconds)) for i in range(args.threads)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    elapsed = time.perf_counter() - started
+    latencies.sort()
+    json.dump(
+        {
+            "rate": round(len(latencies) / elapsed, 2),
+            "p50": round(latencies[len(latencies) // 2] * 1e3, 3),
+            "p99": round(latencies[int(len(latencies) * 0.99)] * 1e3, 3),
+        },
+        sys.stdout,
+    )
+
+
+def open_detector(model: Path) -> Detector:
+    """Return a detector as the runtime opens it."""
+    engine = open_engine(model.read_bytes())
+    head = recognise(engine.signature)
+    return Detector(engine, head, class_names(engine.signature, head.classes, ()))
+
+
+if __name__ == "__main__":
+    main()

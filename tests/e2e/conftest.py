@@ -1,0 +1,54 @@
+"""Fixtures of the end to end tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from polyolo.models import sample_boards
+from tests.e2e.platform import SHARED, Platform
+
+
+@pytest.fixture
+def fresh_platform() -> Iterator[Platform]:
+    """Give a platform of the test's own, not yet started: to kill, to restart."""
+    platform = Platform()
+    try:
+        yield platform
+    finally:
+        platform.close()
+
+
+@pytest.fixture(scope="session")
+def platform() -> Iterator[Platform]:
+    """Give one running platform that the tests share; each takes tenants of its own."""
+    platform = Platform()
+    try:
+        platform.start()
+        yield platform
+    finally:
+        platform.close()
+
+
+@pytest.fixture(scope="session")
+def yolox_nano() -> Path:
+    """Give the path of YOLOX-Nano, which is not part of the project."""
+    path = SHARED / "models/yolox_nano.onnx"
+    if not path.exists():
+        pytest.skip("needs ../shared/models/yolox_nano.onnx, which is not part of the project")
+    return path
+
+
+@pytest.fixture(scope="session")
+def expected(yolox_nano: Path) -> dict:
+    """Give what YOLOX-Nano finds in the 40 photos of ../shared."""
+    return json.loads((SHARED / "expected/yolox_nano.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def board() -> Path:
+    """Give one of the sample boards that ship with polyolo."""
+    return sample_boards()[0]
