@@ -1,0 +1,82 @@
+"""The command line: `polyolo NOUN VERB`, one module a noun.
+
+Commands are named here by string and imported when they run, so that `polyolo --help` and
+`polyolo detect` never load a server.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Group
+
+from polyolo import __version__
+from polyolo.cli.output import complain
+from polyolo.errors import PolyoloError
+
+USE = Group("Use", sort_key=1)
+OPERATE = Group("Operate", sort_key=2)
+PROCESSES = Group("Processes, one each for a container", sort_key=3)
+
+_COMMANDS = (
+    ("up:up", USE, "Run the whole platform on this machine."),
+    ("demo:demo", USE, "Watch two tenants get their pictures detected, then clean up."),
+    ("detect:detect", USE, "Detect objects in pictures."),
+    ("models:app", USE, "Push, switch and tune a tenant's models."),
+    ("keys:app", USE, "A tenant's API keys."),
+    ("usage:usage", USE, "What a tenant has used."),
+    ("tenants:app", OPERATE, "Create, suspend and delete tenants."),
+    ("serve:serve", PROCESSES, "One tenant's runtime."),
+    ("serve:gateway", PROCESSES, "The gateway, the only public door."),
+    ("serve:control", PROCESSES, "The control plane."),
+)
+"""module:function, the group of the help page it is listed in, what it says there."""
+
+
+def _build() -> App:
+    app = App(
+        name="polyolo",
+        version=__version__,
+        help="A YOLO service of its own for every tenant. Clients read POLYOLO_URL and "
+        "POLYOLO_API_KEY, operators POLYOLO_OPERATOR_KEY or --home.",
+        result_action="return_value",
+        help_format="markdown",
+        exit_on_error=False,
+        print_error=False,
+    )
+    for place, group, says in _COMMANDS:
+        module, _, attribute = place.partition(":")
+        name = module if attribute == "app" else attribute
+        app.command(f"polyolo.cli.{place}", name=name, group=group, help=says)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C.
+
+    arguments: those of the process, when None.
+    """
+    try:
+        result = _build()(arguments)
+    except CycloptsError as error:
+        command = " ".join(("polyolo", *(error.command_chain or ())))
+        complain(f"{str(error).strip().rstrip('.')}; see `{command} --help`")
+        return 2
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except PolyoloError as error:
+        return complain(error.detail)
+    except BrokenPipeError:  # `polyolo ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit complains
+        return 141
+    except OSError as error:
+        return complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "polyolo").partition(".")[0] == "polyolo":
+            raise
+        return complain(
+            f"this command needs {error.name}, which is not installed: pip install 'polyolo[all]'"
+        )
+    return result if isinstance(result, int) else 0

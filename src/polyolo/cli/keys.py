@@ -1,0 +1,88 @@
+"""`polyolo keys`: a tenant's API keys."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from polyolo.cli.door import TENANT, AsTenant, as_tenant
+from polyolo.cli.output import moment, say, show, show_json, table
+from polyolo.types import ApiKey
+
+app = App(name="keys", help="A tenant's API keys.")
+
+
+@app.command
+def create(
+    *,
+    name: str | None = None,
+    scope: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    expires: str | None = None,
+    door: AsTenant = TENANT,
+) -> None:
+    """Create an API key and print it, this once.
+
+    Args:
+        name: What it is for, for people to read.
+        scope: One right (detect, models:read, models:write, usage:read, keys:write,
+            settings:write); repeat for more. [default: all]
+        expires: Life time: 90d, 12h, or seconds. [default: for ever]
+    """
+    client, tenant = as_tenant(door)
+    expires_in = int(expires) if expires is not None and expires.isdecimal() else expires
+    with client as polyolo:
+        key = polyolo.create_key(name=name, scopes=scope, expires_in=expires_in, tenant=tenant)
+    _show_new(key, json=door.json)
+
+
+@app.command(name="list")
+def list_(*, door: AsTenant = TENANT) -> None:
+    """List the API keys, without what makes them usable."""
+    client, tenant = as_tenant(door)
+    with client as polyolo:
+        keys = polyolo.list_keys(tenant)
+    columns = ("id", "name", "scopes", "created", "expires", "revoked")
+    rows = (
+        (
+            *(key.id, key.name, " ".join(key.scopes)),
+            *(moment(key.created_at), moment(key.expires_at), moment(key.revoked_at)),
+        )
+        for key in keys
+    )
+    show(keys, lambda: table(columns, rows), json=door.json)
+
+
+@app.command
+def rotate(key_id: str, /, *, door: AsTenant = TENANT) -> None:
+    """Replace a key by a new one with the same rights, and print that, this once.
+
+    Args:
+        key_id: The old key's id, as `polyolo keys list` shows it.
+    """
+    client, tenant = as_tenant(door)
+    with client as polyolo:
+        key = polyolo.rotate_key(key_id, tenant=tenant)
+    _show_new(key, json=door.json)
+
+
+@app.command
+def revoke(key_id: str, /, *, door: AsTenant = TENANT) -> None:
+    """Revoke a key: whoever still uses it is answered 401.
+
+    Args:
+        key_id: The key's id, as `polyolo keys list` shows it.
+    """
+    client, tenant = as_tenant(door)
+    with client as polyolo:
+        polyolo.revoke_key(key_id, tenant=tenant)
+    show({"revoked": key_id}, lambda: f"Key {key_id} is revoked.", json=door.json)
+
+
+def _show_new(key: ApiKey, *, json: bool) -> None:
+    if json:
+        show_json(key)
+        return
+    until = f", good until {moment(key.expires_at)}" if key.expires_at else ""
+    say(f"Key {key.id}{until}. It is shown only now:\n")
+    say(f"  export POLYOLO_API_KEY={key.key}")

@@ -1,0 +1,88 @@
+"""`polyolo serve`, `gateway`, `control`: one process each, as a container runs it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from polyolo.cli.door import default_home
+
+
+def serve(
+    *, spec: Path, socket: Path | None = None, host: str = "127.0.0.1", port: int = 8800
+) -> int:
+    """Run one tenant's runtime: the models that a spec document names, behind REST.
+
+    Args:
+        spec: The runtime spec document (JSON).
+        socket: Unix socket to listen on, instead of host and port.
+        host: Address to listen on.
+        port: Port to listen on.
+    """
+    from polyolo.serving.__main__ import main
+
+    where = ["--socket", str(socket)] if socket else ["--host", host, "--port", str(port)]
+    return main(["--spec", str(spec), *where])
+
+
+def gateway(
+    *,
+    control: str,
+    host: str = "127.0.0.1",
+    port: int = 8700,
+    token: Annotated[str, Parameter(env_var="POLYOLO_GATEWAY_TOKEN", show=False)],
+) -> int:
+    """Run one gateway: the public door of a platform whose control plane runs elsewhere.
+
+    Proves itself to the control plane with the token in POLYOLO_GATEWAY_TOKEN.
+
+    Args:
+        control: Where the control plane answers: `unix:/path/to/socket` or `http://host:port`.
+        host: Address to listen on.
+        port: Port to listen on.
+        token: What this gateway proves itself with.
+    """
+    import uvloop
+
+    from polyolo.gateway.app import run
+    from polyolo.gateway.settings import Settings
+
+    uvloop.run(run(Settings(host=host, port=port, control=control, token=token)))
+    return 0
+
+
+def control(
+    *,
+    home: Path | None = None,
+    database: str = "",
+    standard_model: Path,
+) -> int:
+    """Run the control plane on the Unix socket `run/control.sock` of its home.
+
+    Gateways prove themselves with the token in POLYOLO_GATEWAY_TOKEN.
+
+    Args:
+        home: Directory of everything that is kept. [default: ~/.local/share/polyolo]
+        database: SQLAlchemy URL. [default: SQLite in the home]
+        standard_model: ONNX file of the model that every tenant may call as `standard`.
+    """
+    import uvloop
+
+    from polyolo import telemetry
+    from polyolo.control.app import run
+    from polyolo.control.settings import ControlSettings
+
+    telemetry.configure_logging("control")
+    settings = ControlSettings(
+        home=(home or default_home()).absolute(),
+        database=database,
+        standard=standard_model.absolute(),
+    )
+    if token := os.environ.get("POLYOLO_GATEWAY_TOKEN"):
+        settings = replace(settings, gateway_token=token)
+    uvloop.run(run(settings))
+    return 0

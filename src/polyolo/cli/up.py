@@ -1,0 +1,124 @@
+"""`polyolo up`: the whole platform on this machine, from nothing to a door that is open."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import uvloop
+
+from polyolo import models, telemetry, web
+from polyolo.cli.door import default_home
+from polyolo.cli.output import say
+from polyolo.control import app as control
+from polyolo.control.settings import ControlSettings
+from polyolo.errors import InvalidValueError
+from polyolo.lifeline import die_with_parent
+
+_PAUSE_S = 0.25  # before a gateway that ended is started again: a crash at start must not spin
+_DRAIN_S = 35.0  # the gateway gives its requests 30, and hands over its usage after that
+
+
+def up(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8700,
+    home: Path | None = None,
+    database: str = "",
+    standard_model: str = ":".join(map(str, models.STANDARD)),
+) -> int:
+    """Run the whole platform on this machine: control plane, gateway, tenants' runtimes.
+
+    Ready when GET /readyz answers 200. SIGTERM and Ctrl-C drain it and exit with status 0.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on.
+        home: Directory of everything that is kept, made when missing; holds the operator's key
+            in `operator.key`. [default: ~/.local/share/polyolo]
+        database: SQLAlchemy URL. [default: SQLite in the home]
+        standard_model: What every tenant may call as `standard`: a bundled model as NAME:VERSION,
+            or an ONNX file.
+    """
+    die_with_parent()
+    telemetry.configure_logging("control")
+    settings = ControlSettings(
+        home=(home or default_home()).absolute(),
+        database=database,
+        standard=_model_file(standard_model),
+        standard_label=standard_model,
+    )
+    uvloop.run(_run(settings, host, port))
+    return 0
+
+
+def _model_file(standard_model: str) -> Path:
+    name, colon, version = standard_model.rpartition(":")
+    if colon and version.isdigit() and not Path(standard_model).exists():
+        return models.bundled(name, int(version))
+    path = Path(standard_model)
+    if not path.is_file():
+        raise InvalidValueError(
+            f"{standard_model} is neither a bundled model (like pcb:2) nor a file that exists"
+        )
+    return path.absolute()
+
+
+async def _run(settings: ControlSettings, host: str, port: int) -> None:
+    stop = web.signalled()
+    door = web.bind(host=host, port=port)  # ours, so that a gateway's end closes no door
+    async with control.opened(settings) as plane:
+        done = asyncio.Event()
+        serving = asyncio.create_task(
+            web.serve(plane.app, web.bind(path=settings.socket), stop=done)
+        )
+        arguments = ("--listen", str(door.fileno()), "--control", f"unix:{settings.socket}")
+        gateway = asyncio.create_task(_gateway(arguments, settings.gateway_token, door.fileno()))
+        address = f"[{host}]" if ":" in host else host
+        say(f"polyolo listens on http://{address}:{door.getsockname()[1]}, home {settings.home}")
+        await asyncio.wait(
+            {serving, gateway, asyncio.create_task(stop.wait())},
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        gateway.cancel()  # the door first: what is in flight is answered, usage handed over
+        with suppress(asyncio.CancelledError):
+            await gateway
+        plane.release()
+        done.set()
+        await serving
+
+
+async def _gateway(arguments: tuple[str, ...], token: str, door: int) -> None:
+    """Keep a gateway running until cancelled; then have it drain.
+
+    The door stays open meanwhile: connections of the moment between two gateways wait in it.
+    """
+    log = telemetry.logger("up")
+    environment = os.environ | {
+        "POLYOLO_GATEWAY_TOKEN": token,
+        "POLYOLO_PARENT": str(os.getpid()),
+    }
+    environment.pop("POLYOLO_OPERATOR_KEY", None)  # the door has no use for it
+    while True:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "polyolo.gateway", *arguments),
+            env=environment,
+            pass_fds=(door,),
+        )
+        try:
+            status = await child.wait()
+        except asyncio.CancelledError:
+            child.terminate()
+            try:
+                async with asyncio.timeout(_DRAIN_S):
+                    await child.wait()
+            except TimeoutError:
+                child.kill()
+                await child.wait()
+            raise
+        log.error("the gateway ended; starting it again", status=status)
+        await asyncio.sleep(_PAUSE_S)
