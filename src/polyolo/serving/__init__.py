@@ -1,0 +1,1 @@
+"""The YOLO image: what runs inside one tenant's runtime. No database, no other tenants."""

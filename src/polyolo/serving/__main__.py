@@ -1,0 +1,60 @@
+"""Starts one tenant's runtime: `python -m polyolo.serving --spec FILE --socket PATH`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m polyolo.serving", description=__doc__)
+    parser.add_argument("--spec", type=Path, help="file with the runtime spec (JSON)")
+    parser.add_argument("--socket", type=Path, help="Unix socket to listen on")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8800, help="TCP port to listen on")
+    parser.add_argument(
+        "--stuck-after", type=float, default=10.0, help="seconds on one batch until /livez fails"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="inspect FILE")
+    inspect = commands.add_parser("inspect", help="print what a model file holds, as JSON")
+    inspect.add_argument("file", type=Path)
+    inspect.add_argument("--classes", action="append", default=[], help="a class name, in order")
+    asked = parser.parse_args(arguments)
+    if asked.command is None and asked.spec is None:
+        parser.error("--spec FILE is missing")
+
+    # Before numpy comes in: its BLAS would start a thread a core and keep memory for each.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from polyolo.web import die_with_parent
+
+    die_with_parent()
+    if asked.command == "inspect":
+        from polyolo.serving.inspect import inspect_file
+
+        return inspect_file(asked.file, asked.classes)
+
+    import uvloop
+
+    from polyolo.serving.app import run
+    from polyolo.serving.settings import Settings
+
+    settings = Settings(
+        spec=asked.spec,
+        socket=asked.socket,
+        host=asked.host,
+        port=asked.port,
+        stuck_after_s=asked.stuck_after,
+    )
+    try:
+        uvloop.run(run(settings))
+    except (OSError, ValueError) as error:
+        print(f"polyolo.serving: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""The settings of one serving process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a runtime is told at its start; everything else is in its spec document."""
+
+    spec: Path
+    """File with the RuntimeSpec to serve, as JSON; the models' uris are relative to it."""
+    socket: Path | None = None
+    """Unix socket to listen on; without one, host and port."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8800
+    """TCP port to listen on."""
+    stuck_after_s: float = 10.0
+    """Seconds a worker may take for one batch before /livez says that it is stuck. The default is
+    several times what the largest YOLO takes on one slow core."""
