@@ -1,0 +1,45 @@
+"""Starts one gateway process: `python -m polyolo.gateway --control unix:/path --port 8700`."""
+
+from __future__ import annotations
+
+from polyolo.web import die_with_parent
+
+die_with_parent()  # before the imports that take time: an orphan must not outlive even those
+
+import argparse  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+
+import uvloop  # noqa: E402
+
+from polyolo.gateway.app import run  # noqa: E402
+from polyolo.gateway.settings import Settings  # noqa: E402
+
+
+def settings(arguments: list[str], environment: dict[str, str]) -> Settings:
+    """Return the settings that flags and environment give; exits with 2 for wrong usage."""
+    parser = argparse.ArgumentParser("polyolo.gateway", description="The public door of polyolo.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8700, help="port to listen on")
+    parser.add_argument("--control", required=True, help="unix:/path/to/socket or http://host:port")
+    parser.add_argument("--listen", type=int, help="descriptor of a socket that listens already")
+    flags = parser.parse_args(arguments)
+    token = environment.get("POLYOLO_GATEWAY_TOKEN")
+    if not token:
+        parser.error("set POLYOLO_GATEWAY_TOKEN to the token that the control plane expects")
+    return Settings(
+        host=flags.host, port=flags.port, listen=flags.listen, control=flags.control, token=token
+    )
+
+
+def main() -> None:
+    """Run one gateway process."""
+    chosen = settings(sys.argv[1:], dict(os.environ))
+    try:
+        uvloop.run(run(chosen))
+    except OSError as error:  # the address is taken, or the like: a sentence, not a traceback
+        sys.exit(f"polyolo.gateway: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Says which headers cross the door, in either direction."""
+
+from __future__ import annotations
+
+from starlette.types import Scope
+
+Headers = list[tuple[bytes, bytes]]
+
+# RFC 9110 section 7.6.1, and what is written anew for each hop.
+_HOP = frozenset(
+    [b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate",
+     b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade"]
+)  # fmt: skip
+_TO_CONTROL = _HOP | {b"content-length", b"expect", b"x-request-id"}
+_TO_RUNTIME = _TO_CONTROL | {b"host", b"authorization", b"x-api-key", b"cookie"}
+_TO_CLIENT = _HOP | {b"date", b"server", b"x-request-id"}  # our own server writes these
+_OURS = b"polyolo-"
+
+
+def _and_named_in_connection(drop: frozenset[bytes], headers: Headers) -> frozenset[bytes]:
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            drop |= {token.strip().lower() for token in value.split(b",")}
+    return drop
+
+
+def for_runtime(scope: Scope, *, cold_start: bool) -> Headers:
+    """Return a request's headers for the tenant's runtime: without credentials and Polyolo-*."""
+    passed = _for_next_hop(scope, _TO_RUNTIME)
+    if cold_start:
+        passed.append((b"polyolo-cold-start", b"1"))
+    return passed
+
+
+def for_control(scope: Scope) -> Headers:
+    """Return a request's headers for the control plane: with the client's credentials."""
+    return _for_next_hop(scope, _TO_CONTROL)
+
+
+def _for_next_hop(scope: Scope, drop: frozenset[bytes]) -> Headers:
+    headers: Headers = scope["headers"]
+    drop = _and_named_in_connection(drop, headers)
+    passed = [h for h in headers if h[0] not in drop and not h[0].startswith(_OURS)]
+    passed.append((b"x-request-id", scope["state"]["request_id"].encode()))
+    return passed
+
+
+def for_client(headers: Headers) -> tuple[Headers, dict[bytes, bytes]]:
+    """Return an answer's headers for the client, and apart from them its Polyolo-* headers."""
+    drop = _and_named_in_connection(_TO_CLIENT, headers)
+    passed: Headers = []
+    ours: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name.startswith(_OURS):
+            ours[name] = value
+        elif name not in drop:
+            passed.append((name, value))
+    return passed, ours

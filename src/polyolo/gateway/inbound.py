@@ -1,0 +1,155 @@
+"""Reads a client's request: its body in pieces, and whether the client is still there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from polyolo.errors import DeadlineExceededError, TooLargeError
+
+_LINGER_BYTES = 64 * 1024 * 1024  # of a refused body read and dropped, so that the answer arrives
+_LINGER_S = 10.0
+
+
+class Inbound:
+    """The body of a client's request: read in pieces, counted, bounded."""
+
+    def __init__(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> None:
+        self._receive = receive
+        self.limit: int | None = None
+        """Bytes accepted; None: no bound. Set by `bound`."""
+        self.received = 0
+        self.length: int | None = None
+        """Declared bytes; None for a chunked body."""
+        chunked = False
+        for name, value in headers:
+            if name == b"content-length":
+                self.length = int(value)  # the server has refused what is no number
+            elif name == b"transfer-encoding":
+                chunked = True
+        if not chunked and self.length is None:
+            self.length = 0
+        self.done = self.length == 0
+
+    def bound(self, limit: int) -> None:
+        """Accept at most `limit` bytes. Raises TooLargeError, now or when they have come."""
+        self.limit = limit
+        if self.length is not None and self.length > limit:
+            raise self._too_large()
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"the body is larger than the {self.limit:,} bytes allowed here")
+
+    async def piece(self) -> bytes:
+        """Return the next piece. Raises ClientDisconnect, TooLargeError."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        data: bytes = message.get("body", b"")
+        self.received += len(data)
+        self.done = not message.get("more_body", False)
+        if self.limit is not None and self.received > self.limit:
+            raise self._too_large()
+        return data
+
+    async def whole(self) -> bytes:
+        """Return all of a body that is known to be small."""
+        data = await self.piece()
+        if self.done:
+            return data
+        pieces = [data]
+        while not self.done:
+            pieces.append(await self.piece())
+        return b"".join(pieces)
+
+    async def hung_up(self) -> None:
+        """Wait until the client hangs up; the body has been read. Raises ClientDisconnect."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        raise ClientDisconnect
+
+    async def linger(self) -> None:
+        """Read and drop what still comes, within bounds: a client that sends must not see a reset
+        in the place of its answer."""
+        self.limit = None
+        bound = self.received + _LINGER_BYTES
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                while not self.done and self.received < bound:
+                    await self.piece()
+        except (TimeoutError, ClientDisconnect):
+            return
+
+    @property
+    def endless(self) -> bool:
+        """True if `linger` may not see the end of what comes."""
+        return self.length is None or self.length > _LINGER_BYTES
+
+
+class Leash:
+    """Ends a request when its client hangs up or its time is over, wherever it waits.
+
+    Used in the request's own task. Leaving the context raises what ended the request:
+    ClientDisconnect, DeadlineExceededError, or what the watched coroutine raised.
+    """
+
+    __slots__ = ("_error", "_loop", "_seconds", "_task", "_timer", "_watcher")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._error: BaseException | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        """Start the clock."""
+        self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._timer = self._loop.call_later(
+            self._seconds, self.end, DeadlineExceededError("the request took too long")
+        )
+        return self
+
+    def watch(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run beside the request; what it raises ends the request."""
+        self._watcher = self._loop.create_task(coroutine)
+        self._watcher.add_done_callback(self._watched)
+
+    def _watched(self, watcher: asyncio.Task[None]) -> None:
+        if not watcher.cancelled() and (error := watcher.exception()) is not None:
+            self.end(error)
+
+    def unwatch(self) -> None:
+        """Stop watching: from here on the request ends by itself."""
+        if self._watcher is not None:
+            self._watcher.remove_done_callback(self._watched)
+            self._watcher.cancel()
+            self._watcher = None
+
+    def end(self, error: BaseException) -> None:
+        """End the request with an error, from outside its task."""
+        if self._error is None:
+            self._error = error
+            self._task.cancel()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """Stop the clock and the watching."""
+        self._timer.cancel()
+        self.unwatch()
+        if (
+            self._error is not None
+            and self._task.uncancel() == 0  # else somebody cancelled the task besides
+            and kind in (None, asyncio.CancelledError)
+        ):
+            raise self._error from None

@@ -1,0 +1,108 @@
+"""Passes one request on to an upstream and its answer back. Nothing of a body is kept."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from starlette.types import Receive, Scope, Send
+
+from polyolo.errors import NotReadyError, PolyoloError
+from polyolo.gateway.headers import Headers, for_client
+from polyolo.gateway.inbound import Inbound, Leash
+from polyolo.gateway.upstream import Answer, BrokenOffError, Upstream, UpstreamError
+from polyolo.web import problem_response
+
+
+class Exchange:
+    """One request on its way through: what came in, what the client got, what was said of it."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self._send = send
+        self._body: bytes | None = None
+        self.inbound = Inbound(scope["headers"], receive)
+        self.status = 0
+        """Of the answer that the client gets; 0 before it begins."""
+        self.ours: dict[bytes, bytes] = {}
+        """The Polyolo-* headers of the upstream's answer."""
+
+    async def take_in(self, leash: Leash, whole: int) -> None:
+        """Read the body now if it is at most `whole` bytes, and watch the client from then on."""
+        inbound = self.inbound
+        if inbound.length is None or inbound.length > whole:
+            return  # streamed by `forward`
+        self._body = b"" if inbound.done else await inbound.whole()
+        leash.watch(inbound.hung_up())
+
+    async def forward(
+        self, leash: Leash, upstream: Upstream, headers: Headers, *, repeatable: bool
+    ) -> None:
+        """Send the request on and pass the answer back.
+
+        repeatable: doing it twice does no harm, so that it may be sent again over a new connection
+        when a kept one turns out to be dead. Raises NotReadyError if the other end cannot be
+        reached or breaks off; if `status` is set then, nothing is left but cutting the client off.
+        """
+        scope, body = self.scope, self._body
+        target: bytes = scope["raw_path"]
+        if scope["query_string"]:
+            target += b"?" + scope["query_string"]
+        if body is None and self.inbound.length is not None:
+            headers.append((b"content-length", b"%d" % self.inbound.length))
+        method = scope["method"]
+        try:
+            try:
+                piped = self._stream(leash) if body is None else body
+                answer = await upstream.ask(method, target, headers, piped)
+            except BrokenOffError:
+                if body is None or not repeatable:
+                    raise
+                answer = await upstream.ask(method, target, headers, body, fresh=True)
+            with answer:
+                await self._answer(leash, answer)
+        except UpstreamError as error:
+            raise NotReadyError("what should answer is out of reach; come again") from error
+
+    async def _stream(self, leash: Leash) -> AsyncIterator[bytes]:
+        """Yield the body as it comes, and watch the client from then on."""
+        try:
+            while not self.inbound.done:
+                if piece := await self.inbound.piece():
+                    yield piece
+        except Exception as error:
+            leash.end(error)  # the upstream's client would wrap it
+            raise
+        leash.watch(self.inbound.hung_up())
+
+    async def _answer(self, leash: Leash, answer: Answer) -> None:
+        headers, self.ours = for_client(answer.headers)
+        early = await self._start(answer.status, headers)
+        held: bytes | None = None  # one piece behind, so that the last is sent as the last
+        async for piece in answer.pieces():
+            if held is not None:
+                await self._send({"type": "http.response.body", "body": held, "more_body": True})
+            held = piece
+        leash.unwatch()
+        await self._send({"type": "http.response.body", "body": held or b"", "more_body": early})
+
+    async def refuse(self, error: PolyoloError) -> None:
+        """Answer with an error's problem document."""
+        problem = problem_response(error, self.scope["path"])
+        early = await self._start(error.status, list(problem.raw_headers))
+        body = bytes(problem.body)
+        await self._send({"type": "http.response.body", "body": body, "more_body": early})
+
+    async def _start(self, status: int, headers: Headers) -> bool:
+        """Begin the answer, and return whether it is early: the body is still coming."""
+        early = not self.inbound.done
+        if early and self.inbound.endless:
+            headers.append((b"connection", b"close"))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self.status = status
+        return early
+
+    async def finish(self) -> None:
+        """End an answer that came before the whole body had."""
+        if self.status and not self.inbound.done:
+            await self.inbound.linger()
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})

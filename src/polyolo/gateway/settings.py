@@ -1,0 +1,49 @@
+"""What an operator may set on a gateway, with unit, default and reason of each setting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settings of one gateway process."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Default: this machine only, since there is no TLS yet."""
+    port: int = 8700
+    """Port to listen on; 0 takes a free one. Default 8700, the platform's public port."""
+    listen: int | None = None
+    """Descriptor of a listening socket that the parent process opened, instead of host and port:
+    the door stays open while one gateway process takes over from another."""
+    control: str
+    """Where the control plane answers: `unix:/path/to/socket` or `http://host:port`."""
+    token: str
+    """What this gateway proves itself to the control plane with (POLYOLO_GATEWAY_TOKEN)."""
+    max_body_bytes: int = 21 * 1024 * 1024
+    """Largest body of a detection, bytes. Default 21 MiB: a picture of 20 MiB and its form."""
+    whole_body_bytes: int = 256 * 1024
+    """Bodies up to this many bytes are read before the runtime is asked, larger ones stream.
+    Default 256 KiB: most photos, so that a slow client does not occupy its runtime and a request
+    can be sent again if a kept connection was dead; 64 in flight hold 16 MiB a tenant."""
+    deadline_s: float = 60.0
+    """Seconds for a whole detection, from its head to its answer; then 504."""
+    control_deadline_s: float = 900.0
+    """Seconds for a call of the control API. Default 900: uploading a 512 MiB model at 5 Mbit/s."""
+    hold_s: float = 10.0
+    """Seconds that a request waits for a starting runtime; then 503."""
+    hold_requests: int = 128
+    """Requests of one tenant that may wait for its starting runtime; more are answered 503."""
+    control_connections: int = 128
+    """Calls of the control API passed on at once; more are answered 503."""
+    usage_flush_s: float = 1.0
+    """Seconds between handing usage to the control plane."""
+    usage_batch: int = 500
+    """Usage records handed over at once; about 100 KB of JSON."""
+    usage_buffer: int = 100_000
+    """Usage records kept while the control plane is away, then the oldest are dropped and counted.
+    Default 100,000: about 40 MB, and 15 minutes of 100 requests a second."""
+    drain_s: float = 30.0
+    """Seconds that requests in flight are given to finish after SIGTERM."""
+    access_log: bool = True
+    """Write one line a request to stderr."""
