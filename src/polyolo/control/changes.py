@@ -1,0 +1,89 @@
+"""Wakes those who wait for a change: gateways for a new snapshot, answers for their effect."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+_PRESENT_S = 2.0
+"""A gateway that has not asked again this long after an answer is not waited for."""
+
+
+class Changes:
+    """The last revision, and who has it. `publish` from any thread, the rest on event loops."""
+
+    def __init__(self, revision: int) -> None:
+        """Begin with the revision that the database has."""
+        self.revision = revision
+        self.closed = False
+        self._lock = threading.Lock()
+        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = set()
+        self._gateways: dict[str, tuple[int, float]] = {}
+
+    def publish(self, revision: int, _: str | None = None) -> None:
+        """Tell of a new revision; a listener of the Ledger."""
+        self.revision = max(self.revision, revision)
+        self._wake()
+
+    def close(self) -> None:
+        """Send everybody home: the process is about to stop."""
+        self.closed = True
+        self._wake()
+
+    async def until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait until `condition` holds after some change; False after that time or on close."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while True:
+            waiter = (loop, loop.create_future())
+            with self._lock:
+                self._waiting.add(waiter)
+            try:
+                # Judged after queueing up: a change in between wakes us.
+                if condition():
+                    return True
+                left = deadline - loop.time()
+                if left <= 0 or self.closed:
+                    return False
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(waiter[1], left)
+            finally:
+                with self._lock:
+                    self._waiting.discard(waiter)
+
+    async def newer(self, gateway: str, revision: int, seconds: float) -> bool:
+        """Wait for another revision than the one that this gateway has put in force.
+
+        Another, not a later one: a database restored from a backup begins lower.
+        """
+        self._gateways[gateway] = (revision, float("inf"))  # here while it waits
+        self._wake()
+        try:
+            return await self.until(lambda: self.revision != revision, seconds)
+        finally:
+            self._gateways[gateway] = (revision, time.monotonic() + _PRESENT_S)
+
+    async def at_gateways(self, revision: int, seconds: float) -> bool:
+        """Wait until every gateway that is present has put `revision` in force."""
+
+        def everywhere() -> bool:
+            now = time.monotonic()
+            return all(has >= revision or now > gone for has, gone in list(self._gateways.values()))
+
+        return await self.until(everywhere, seconds)
+
+    def _wake(self) -> None:
+        with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for loop, future in waiting:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_set, future)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,71 @@
+"""Names and secrets: what may be called how, and what is drawn at random."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import string
+
+from polyolo.errors import InvalidValueError
+
+SCOPES = (
+    "detect",
+    "models:read",
+    "models:write",
+    "usage:read",
+    "keys:write",
+    "settings:write",
+)
+"""What an API key may be allowed to do."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_API_KEY = re.compile(r"pk_([a-z0-9]{12})_[A-Za-z0-9_-]{43}")
+_ALPHABET = string.ascii_lowercase + string.digits
+
+
+def checked(name: str, what: str, *, reserved: str) -> str:
+    """Return `name` if it may be the name of a `what`, else raise InvalidValueError."""
+    if not _NAME.fullmatch(name):
+        raise InvalidValueError(
+            f"the name of a {what} has 1 to 63 letters, digits, dots, underscores and hyphens "
+            "and begins with a letter or digit"
+        )
+    if name == reserved:
+        raise InvalidValueError(f"{reserved!r} is reserved, choose another name for the {what}")
+    return name
+
+
+def tenant_id() -> str:
+    """Return a new tenant's id."""
+    return "t_" + _draw(10)  # 36^10: a clash is less likely than a disk error, and refused
+
+
+def key_id() -> str:
+    """Return a new API key's id."""
+    return _draw(12)
+
+
+def api_key(identifier: str) -> str:
+    """Return a new API key with the id given: 256 random bits, told once."""
+    return f"pk_{identifier}_{secrets.token_urlsafe(32)}"
+
+
+def operator_key() -> str:
+    """Return a new operator key."""
+    return f"po_{secrets.token_urlsafe(32)}"
+
+
+def key_id_of(key: str) -> str | None:
+    """Return the id in an API key; None when it is not one."""
+    match = _API_KEY.fullmatch(key)
+    return match[1] if match else None
+
+
+def digest(secret: str) -> str:
+    """Return what is stored of a random secret: no salt, since it cannot be guessed."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _draw(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))

@@ -1,0 +1,80 @@
+"""Usage: what gateways report, each request once, and its sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from polyolo.control import db
+from polyolo.control.service.ledger import Ledger
+from polyolo.types import ModelUsage, Usage, UsageRecord
+
+
+def take(ledger: Ledger, records: Sequence[UsageRecord]) -> None:
+    """Keep records; those whose id is there already were told twice and count once.
+
+    No event and no revision: usage is no change of what anybody should do.
+    """
+    with ledger.changing() as transaction:
+        rows = [msgspec.to_builtins(record) for record in records]
+        db.insert_new(transaction.connection, db.usage_records, rows)
+
+
+def summed(ledger: Ledger, since: float, until: float, tenant: str | None = None) -> list[Usage]:
+    """Return the use of each tenant (or of one) in [since, until), unix seconds, by name."""
+    record = db.usage_records.c
+    sums = (
+        sa.select(
+            record.tenant,
+            record.model,
+            sa.func.count().label("requests"),
+            sa.func.sum(record.images).label("images"),
+            sa.func.sum(sa.case((record.status >= 400, 1), else_=0)).label("errors"),
+            sa.func.sum(record.engine_ms).label("engine_ms"),
+            sa.func.sum(record.bytes_in).label("bytes_in"),
+        )
+        .where(record.at >= since, record.at < until)
+        .group_by(record.tenant, record.model)
+        .order_by(record.model)
+    )
+    owners = (
+        sa.select(db.tenants.c.id, db.tenants.c.name)
+        .where(db.tenants.c.name.is_not(None))
+        .order_by(db.tenants.c.name)
+    )
+    if tenant is not None:
+        sums = sums.where(record.tenant == tenant)
+        owners = owners.where(db.tenants.c.id == tenant)
+    with ledger.reading() as connection:
+        rows: dict[str, list[Any]] = {}
+        for row in connection.execute(sums):
+            rows.setdefault(row.tenant, []).append(row)
+        tenants = connection.execute(owners).all()
+    return [_usage(one.id, one.name, since, until, rows.get(one.id, [])) for one in tenants]
+
+
+def _usage(tenant: str, name: str, since: float, until: float, rows: list[Any]) -> Usage:
+    return Usage(
+        tenant=tenant,
+        name=name,
+        since=since,
+        until=until,
+        requests=sum(row.requests for row in rows),
+        images=sum(row.images for row in rows),
+        errors=sum(row.errors for row in rows),
+        engine_ms=sum(row.engine_ms for row in rows),
+        bytes_in=sum(row.bytes_in for row in rows),
+        models=tuple(
+            ModelUsage(
+                model=row.model,
+                requests=row.requests,
+                images=row.images,
+                engine_ms=row.engine_ms,
+            )
+            for row in rows
+            if row.model  # requests refused before a model was picked have none
+        ),
+    )

@@ -1,0 +1,62 @@
+"""The settings of the control plane: where it keeps things and what it starts."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from polyolo.types import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlSettings:
+    """Everything that the composition root needs to know."""
+
+    home: Path
+    """Directory of everything that is kept: database, operator's key, models. Made with mode
+    0700 when missing; one platform at a time may use it."""
+    standard: Path
+    """File of the model that every tenant may call as `standard`. Read at start only: another
+    file takes effect at the next start, in every runtime."""
+    standard_label: str = ""
+    """What the operator calls that model, `pcb:2` for example; shown to tenants."""
+    database: str = ""
+    """SQLAlchemy URL. Default: SQLite in `home`, which needs no server and no setup."""
+    plans: tuple[Plan, ...] = (Plan(name="default"),)
+    """What tenants may be given; the first one is what a tenant gets when none is named."""
+    gateway_token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    """Bearer token of the gateways. Default: a new one at each start, handed to the child."""
+    runtime_command: tuple[str, ...] = (sys.executable, "-m", "polyolo.serving")
+    """What starts a runtime; `--spec FILE --socket PATH` is added."""
+    runtime_environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that runtimes get besides PATH, locale and temporary directory."""
+    inspect_command: tuple[str, ...] = (sys.executable, "-m", "polyolo.serving", "inspect")
+    """What judges an uploaded model file; the file's path is added."""
+    drain_s: float = 30.0
+    """Seconds that a runtime is given to finish what it has in flight before it is killed."""
+    workers: int = 4
+    """Threads of the reconciler: so many tenants are brought into their desired state at once.
+    They mostly wait for runtimes, so the number has little to do with the number of cores."""
+
+    @property
+    def database_url(self) -> str:
+        """Return the database's URL, the default one when none is set."""
+        return self.database or f"sqlite:///{self.home / 'polyolo.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Return the directory of the model files."""
+        return self.home / "artifacts"
+
+    @property
+    def run(self) -> Path:
+        """Return the directory of what lives only while the platform runs."""
+        return self.home / "run"
+
+    @property
+    def socket(self) -> Path:
+        """Return the Unix socket on which the control API listens."""
+        return self.run / "control.sock"

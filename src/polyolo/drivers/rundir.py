@@ -1,0 +1,207 @@
+"""The directory of one runtime: what is in it, and how it is written so that a crash is harmless.
+
+`spec.json` · `models/<sha256>.onnx` · `runtime.sock` · `runtime.json` (which process) · `log` ·
+`tmp/` · and marks: `ready` (has answered since its start), `stopping` (was asked to end; holds
+the moment after which it is killed), `exit.json` (which process ended, and how).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from polyolo.drivers.kernel import Identity
+from polyolo.types import RuntimeSpec, VersionSpec
+
+LOG_LIMIT = 1_000_000
+"""Bytes of a runtime's log before it is cut; a start writes about 1 kB, a failure 10 kB."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a runtime's process ended."""
+
+    process: Identity
+    reason: str
+
+
+class RunDirectory:
+    """One runtime's directory. Any file in it may be missing, broken or of another kind."""
+
+    def __init__(self, root: Path, tenant: str) -> None:
+        """Raise ValueError for a tenant's id that is not fit to be a directory's name."""
+        if not is_tenant(tenant):
+            raise ValueError(f"not a tenant's id: {tenant!r}")
+        self.path = root / tenant
+        self.spec_file = self.path / "spec.json"
+        self.socket = self.path / "runtime.sock"
+        self.log = self.path / "log"
+        self.models = self.path / "models"
+
+    def exists(self) -> bool:
+        """Say whether there is a trace of the runtime."""
+        return self.path.exists()
+
+    def process(self) -> Identity | None:
+        """Return which process was started last."""
+        return self._read("runtime.json", Identity)
+
+    def exit(self) -> Exit | None:
+        """Return how the last process ended, if that was seen."""
+        return self._read("exit.json", Exit)
+
+    def spec(self) -> RuntimeSpec | None:
+        """Return the document that was written last."""
+        return self._read("spec.json", RuntimeSpec)
+
+    def kill_at(self) -> float | None:
+        """Return when a runtime that was asked to end is killed (CLOCK_MONOTONIC seconds)."""
+        return self._read("stopping", float)
+
+    def was_ready(self) -> bool:
+        """Say whether the process has answered since its start."""
+        return (self.path / "ready").is_file()
+
+    def write_process(self, process: Identity) -> None:
+        """Record which process was started."""
+        self._write("runtime.json", process)
+
+    def write_exit(self, ended: Exit) -> None:
+        """Record how a process ended; does nothing when the directory is gone."""
+        with suppress(OSError):
+            self._write("exit.json", ended)
+
+    def write_kill_at(self, moment: float) -> None:
+        """Record that the runtime was asked to end, and until when it may."""
+        self._write("stopping", moment)
+
+    def write_ready(self) -> None:
+        """Record that the process has answered."""
+        with suppress(OSError):  # gone meanwhile
+            (self.path / "ready").touch()
+
+    def prepare(self) -> None:
+        """Make the directory as a start needs it, whatever was left in it."""
+        if self.path.is_symlink() or self.path.is_file():
+            self.path.unlink()
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for entry in self.path.iterdir():
+            if entry != self.log and entry != self.models:
+                _delete(entry)
+        for wanted, kind in ((self.models, Path.is_dir), (self.log, Path.is_file)):
+            if wanted.is_symlink() or not kind(wanted):
+                _delete(wanted)
+        self.models.mkdir(exist_ok=True)
+        (self.path / "tmp").mkdir()
+        self.cut_log()
+
+    def write_spec(self, spec: RuntimeSpec) -> None:
+        """Put the spec's model files and then the document in place.
+
+        Files are linked where the file system can, else copied.
+        """
+        for version in _versions(spec):
+            target = self.models / _file_name(version.digest)
+            if not target.exists():
+                _place(Path(version.uri), target)
+        local = replace(
+            spec,
+            models=tuple(
+                replace(
+                    model,
+                    versions=tuple(
+                        replace(version, uri=f"models/{_file_name(version.digest)}")
+                        for version in model.versions
+                    ),
+                )
+                for model in spec.models
+            ),
+        )
+        self._write("spec.json", local)
+
+    def drop_models(self, spec: RuntimeSpec) -> None:
+        """Delete model files that `spec` does not name."""
+        named = {_file_name(version.digest) for version in _versions(spec)}
+        with suppress(OSError):
+            for entry in self.models.iterdir():
+                if entry.name not in named:
+                    _delete(entry)
+
+    def cut_log(self) -> None:
+        """Move a log that has grown too long aside, keeping one older part."""
+        with suppress(OSError):
+            if self.log.stat().st_size > LOG_LIMIT:
+                # Copied and cut, not renamed: the process goes on appending to this very file.
+                shutil.copyfile(self.log, self.path / "log.1")
+                os.truncate(self.log, 0)
+
+    def delete(self) -> None:
+        """Delete the directory."""
+        _delete(self.path)
+
+    def _read(self, name: str, kind: type[T]) -> T | None:
+        try:
+            return msgspec.json.decode((self.path / name).read_bytes(), type=kind)
+        except (OSError, msgspec.DecodeError, ValueError):
+            return None
+
+    def _write(self, name: str, content: object) -> None:
+        # Not synced: after a power cut no process is left that this would be about.
+        fresh = self.path / f".{name}.{os.getpid()}.{id(content)}"
+        try:
+            fresh.write_bytes(msgspec.json.encode(content))
+            fresh.rename(self.path / name)
+        except OSError:
+            with suppress(OSError):
+                fresh.unlink()
+            raise
+
+
+def is_tenant(name: str) -> bool:
+    """Say whether `name` can be a tenant's id, and so a directory's name."""
+    return _NAME.fullmatch(name) is not None
+
+
+def _versions(spec: RuntimeSpec) -> Iterable[VersionSpec]:
+    return (version for model in spec.models for version in model.versions)
+
+
+def _file_name(digest: str) -> str:
+    return f"{digest}.onnx"
+
+
+def _place(source: Path, target: Path) -> None:
+    fresh = target.with_suffix(".part")
+    fresh.unlink(missing_ok=True)
+    try:
+        try:
+            fresh.hardlink_to(source)
+        except FileNotFoundError:
+            raise
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, fresh)
+        fresh.rename(target)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink()
+        raise
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
