@@ -215,6 +215,15 @@ def bind(*, host: str = "", port: int = 0, path: Path | None = None) -> socket.s
     return listener
 
 
+def signalled() -> asyncio.Event:
+    """Return an event that SIGTERM or SIGINT sets from now on."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
 class _Server(uvicorn.Server):
     """uvicorn, with the signals left to `serve`, so that a drained process exits with 0."""
 
@@ -230,9 +239,9 @@ async def serve(
     stop: asyncio.Event | None = None,
     drain_s: float = 30.0,
 ) -> None:
-    """Serve `app` until SIGTERM, SIGINT or `stop`, then finish what is in flight, and return.
+    """Serve `app` until `stop`, then finish what is in flight, and return.
 
-    drain_s: seconds that requests in flight are given to finish.
+    stop: SIGTERM or SIGINT when None. drain_s: seconds that requests in flight are given.
     """
     config = uvicorn.Config(
         app,
@@ -248,10 +257,7 @@ async def serve(
         timeout_graceful_shutdown=int(drain_s),
     )
     server = _Server(config)
-    stop = stop or asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop or signalled()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     waiting = asyncio.create_task(stop.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)

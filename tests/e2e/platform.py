@@ -78,12 +78,12 @@ class Platform:
 
     def start(self, *options: str) -> None:
         """Start the platform and return when it is ready."""
-        self.log = (self.home / "platform.log").open("ab")
-        self.process = subprocess.Popen(
-            [POLYOLO, "up", "--home", self.home, "--port", str(self.port), *options],
-            stdout=self.log,
-            stderr=self.log,
-        )
+        with (self.home / "platform.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [POLYOLO, "up", "--home", self.home, "--port", str(self.port), *options],
+                stdout=log,
+                stderr=log,
+            )
         eventually(self._ready, within=20, what="polyolo up answers /readyz")
 
     def _ready(self) -> bool:
@@ -105,8 +105,6 @@ class Platform:
         """End what is still there and remove the home."""
         if self.process is not None and self.process.poll() is None:
             self.stop()
-        if self.process is not None:
-            self.log.close()
         shutil.rmtree(self.home)
 
     @property

@@ -1,0 +1,87 @@
+"""A runtime that serves no model: speaks the runtime's protocol for tests of what starts one.
+
+Started as `python small_runtime.py --spec FILE --socket PATH`. The spec's default model asks for
+mischief: `crash` exits at once with status 3, `stubborn` ignores SIGTERM, `mute` never answers.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
+
+
+def standing(spec):
+    models = [
+        {"name": model["name"], "version": model["current"], "state": "ready"}
+        for model in spec["models"]
+    ]
+    return {
+        "tenant": spec["tenant"],
+        "phase": "ready",
+        "observed_generation": spec["generation"],
+        "models": models,
+    }
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/environment":
+            self.answer({"environment": dict(os.environ), "directory": str(Path.cwd())})
+        else:
+            self.answer(standing(self.server.spec))
+
+    def do_PUT(self):
+        fresh = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        for model in fresh["models"]:
+            for version in model["versions"]:
+                file = self.server.directory / version["uri"]
+                assert file.is_file(), f"{file} is not there"
+        if fresh["generation"] > self.server.spec["generation"]:
+            self.server.spec = fresh
+        self.answer(standing(self.server.spec), 202)
+
+    def answer(self, document, status=200):
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def address_string(self):
+        return "unix"
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(ThreadingMixIn, UnixStreamServer):
+    daemon_threads = True
+
+
+def main():
+    from polyolo.web import die_with_parent
+
+    die_with_parent()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--spec", type=Path)
+    parser.add_argument("--socket", type=Path)
+    asked = parser.parse_args()
+    spec = json.loads(asked.spec.read_bytes())
+    print("started with generation", spec["generation"], flush=True)
+    if spec["default_model"] == "crash":
+        sys.exit(3)
+    if spec["default_model"] == "mute":
+        signal.pause()
+    ignore = spec["default_model"] == "stubborn"
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if ignore else lambda *_: os._exit(0))
+    asked.socket.unlink(missing_ok=True)
+    server = Server(str(asked.socket), Handler)
+    server.spec, server.directory = spec, asked.spec.parent
+    server.serve_forever()
+
+
+main()

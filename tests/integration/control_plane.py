@@ -1,0 +1,121 @@
+"""A control plane with small runtimes, served on its Unix socket, for tests of its API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from polyolo import web
+from polyolo.control.app import Control, opened
+from polyolo.control.settings import ControlSettings
+from polyolo.types import Plan
+
+PARTS = Path(__file__).parents[1] / "contract"
+GATEWAY = {"authorization": "Bearer gateway-token"}
+
+
+@dataclass
+class Api:
+    """A client of one control plane."""
+
+    control: Control
+    http: httpx.AsyncClient
+
+    async def ask(
+        self, method: str, path: str, key: str | None = None, **more: Any
+    ) -> httpx.Response:
+        """Ask as the holder of `key`, the operator by default."""
+        headers = {"authorization": f"Bearer {key or self.control.operator_key}"}
+        return await self.http.request(method, f"/api/v1{path}", headers=headers, **more)
+
+    async def tenant(self, name: str) -> tuple[str, str]:
+        """Make a tenant; return its id and its key."""
+        answer = await self.ask("POST", "/tenants", json={"name": name})
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"], answer.json()["api_key"]["key"]
+
+    async def ready(self, tenant: str) -> dict[str, Any]:
+        """Wait for a tenant's runtime."""
+        return await self.phase(tenant, "ready")
+
+    async def phase(self, tenant: str, phase: str) -> dict[str, Any]:
+        """Wait for a phase of a tenant's runtime."""
+
+        async def look() -> dict[str, Any] | None:
+            status = (await self.ask("GET", f"/tenants/{tenant}/runtime")).json()
+            return status if status["phase"] == phase else None
+
+        return await until(look)
+
+    def spec(self, tenant: str) -> dict[str, Any]:
+        """Return the spec document that the runtime was given last."""
+        file = self.control.settings.run / tenant / "spec.json"
+        document: dict[str, Any] = json.loads(file.read_text())
+        return document
+
+    def pid(self, tenant: str) -> int:
+        """Return the pid of the tenant's runtime."""
+        file = self.control.settings.run / tenant / "runtime.json"
+        return int(json.loads(file.read_text())["pid"])
+
+
+async def until(look: Callable[[], Awaitable[Any]], within: float = 15.0) -> Any:
+    """Return what `look` sees once it is true."""
+    async with asyncio.timeout(within):
+        while not (seen := await look()):
+            await asyncio.sleep(0.02)
+        return seen
+
+
+def settings(home: Path, **changes: Any) -> ControlSettings:
+    """Return settings for small runtimes, and a standard model beside `home`."""
+    standard = home.parent / "standard.bin"
+    if not standard.exists():
+        standard.write_text("model standard")
+    values: dict[str, Any] = {
+        "home": home,
+        "standard": standard,
+        "standard_label": "pcb:2",
+        "plans": (Plan(name="default", max_models=3, max_model_bytes=3_000_000), Plan(name="pro")),
+        "gateway_token": "gateway-token",
+        "runtime_command": (sys.executable, str(PARTS / "small_runtime.py")),
+        "inspect_command": (sys.executable, str(PARTS / "small_inspect.py")),
+        "drain_s": 1.0,
+    }
+    return ControlSettings(**(values | changes))
+
+
+@asynccontextmanager
+async def serving(chosen: ControlSettings) -> AsyncIterator[Api]:
+    """Run a control plane and yield its client."""
+    stop = asyncio.Event()
+    async with opened(chosen) as control:
+        listener = web.bind(path=chosen.socket)
+        server = asyncio.create_task(web.serve(control.app, listener, stop=stop))
+        transport = httpx.AsyncHTTPTransport(uds=str(chosen.socket))
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://control", timeout=30
+        ) as http:
+            yield Api(control=control, http=http)
+        stop.set()
+        control.release()
+        await server
+
+
+def running(pid: int) -> bool:
+    """Say whether a process runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,193 @@
+"""A runtime under pressure and at its end: overload, hang-ups, deadlines, draining, its parent."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.runtime import Runtime, eventually, picture, slow, yolov8
+
+WAITING = 'polyolo_queue_depth{model="slow",tenant="t_test"}'
+IN_FLIGHT = 'polyolo_requests_in_flight{model="slow",tenant="t_test"}'
+RUNS = 'polyolo_inference_duration_seconds_count{model="slow",tenant="t_test"}'
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    runtime = Runtime()
+    runtime.add("slow", slow(300))
+    runtime.add("quick", yolov8())
+    try:
+        runtime.start()
+        yield runtime
+    finally:
+        runtime.close()
+
+
+def post(runtime: Runtime, **options) -> httpx.Response:
+    """Detect on a connection of its own, with all the patience that is needed."""
+    with httpx.Client(
+        transport=httpx.HTTPTransport(uds=str(runtime.socket)),
+        base_url="http://runtime",
+        timeout=90,
+    ) as client:
+        return client.post("/v1/detect", content=picture(), **options)
+
+
+def send_only(runtime: Runtime) -> socket.socket:
+    """Send a whole request and return the connection on which its answer would come."""
+    body = picture()
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(runtime.socket))
+    head = f"POST /v1/detect HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def test_too_much_is_refused_at_once_and_the_rest_is_answered(runtime: Runtime):
+    """Beyond the queue's bound: 503 with Retry-After, quickly; what was taken on is answered."""
+    connections = [send_only(runtime) for _ in range(140)]
+    try:
+        eventually(lambda: runtime.metric(WAITING) >= 120)
+        refused = post(runtime)
+        while refused.status_code == 200:  # a place had become free
+            refused = post(runtime)
+        assert refused.status_code == 503
+        assert refused.json()["type"] == "urn:polyolo:error:overloaded"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert runtime.answers("/livez")
+        assert runtime.answers("/readyz")
+    finally:
+        for connection in connections:
+            connection.close()
+    eventually(lambda: runtime.metric(WAITING) == 0)
+    assert len(runtime.detect(picture(), model="quick")["detections"]) == 2
+
+
+def test_a_client_that_hangs_up_takes_its_request_back(runtime: Runtime):
+    """What had not begun is never done, and is counted as 499."""
+    connections = [send_only(runtime) for _ in range(20)]
+    eventually(lambda: runtime.metric(WAITING) >= 15)
+    for connection in connections:
+        connection.close()
+    eventually(lambda: runtime.metric(IN_FLIGHT) == 0, within=3)
+    assert runtime.metric(WAITING) == 0
+    hung_up = 'polyolo_requests_total{code="499",model="slow",tenant="t_test"}'
+    assert runtime.metric(hung_up) >= 15
+    runtime.detect(picture(), model="quick")
+    eventually(lambda: runtime.metric(RUNS) <= 6)
+
+
+def test_a_request_past_its_deadline_gets_504_and_is_not_done(runtime: Runtime):
+    """The caller's own deadline counts from the request's start, the time in the queue included."""
+    with ThreadPoolExecutor(8) as pool:
+        busy = [pool.submit(post, runtime) for _ in range(6)]
+        eventually(lambda: runtime.metric(IN_FLIGHT) >= 6)
+        late = post(runtime, headers={"polyolo-timeout-ms": "150"})
+        assert late.status_code == 504
+        assert "0.15 s" in late.json()["detail"]
+        assert [one.result().status_code for one in busy] == [200] * 6
+    eventually(lambda: runtime.metric(RUNS) == 6)
+
+
+def test_sigterm_answers_what_is_in_flight_and_exits_0(runtime: Runtime):
+    """A drained runtime has cost nobody an answer, and takes no new connection meanwhile."""
+    assert runtime.process is not None
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(post, runtime) for _ in range(8)]
+        eventually(lambda: runtime.metric(IN_FLIGHT) == 8)
+        runtime.process.send_signal(signal.SIGTERM)
+        assert [one.result().status_code for one in asked] == [200] * 8
+    assert runtime.process.wait(20) == 0
+    assert "Traceback" not in runtime.log()
+
+
+def test_no_runtime_outlives_its_parent():
+    """A runtime whose parent is killed is killed by the kernel."""
+    runtime = Runtime()
+    runtime.add("quick", yolov8())
+    (runtime.home / "spec.json").write_text(json.dumps(runtime.spec()))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(runtime.home / "spec.json"), str(runtime.socket)],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        runtime.process = parent
+        eventually(lambda: runtime.answers("/readyz"))
+        parent.kill()
+        parent.wait()
+        eventually(lambda: ended(child), within=5)
+    finally:
+        parent.stdout.close()
+        runtime.close()
+
+
+PARENT = """
+import os, subprocess, sys, time
+child = subprocess.Popen(
+    [sys.executable, "-m", "polyolo.serving", "--spec", sys.argv[1], "--socket", sys.argv[2]],
+    env={**os.environ, "POLYOLO_PARENT": str(os.getpid())},
+    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def ended(pid: int) -> bool:
+    """Return whether a process is gone, or waits only to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_stuck_model_shows_in_livez_by_name():
+    """A worker that is busy for too long makes the runtime not live, and says on which model."""
+    runtime = Runtime()
+    runtime.add("quick", yolov8())
+    runtime.add("stuck", slow(1200))
+    try:
+        runtime.start("--stuck-after", "0.5")
+        asked = threading.Thread(
+            target=post, args=(runtime,), kwargs={"params": {"model": "stuck"}}
+        )
+        asked.start()
+        eventually(lambda: runtime.client.get("/livez").status_code == 503, within=60)
+        assert "stuck:1" in runtime.client.get("/livez").json()["status"]
+        assert runtime.answers("/readyz")
+        asked.join()
+        eventually(lambda: runtime.answers("/livez"))
+    finally:
+        runtime.close()
+
+
+def test_a_start_that_cannot_work_says_why_and_exits_1(tmp_path):
+    """A missing spec, one that is none, and a missing flag end in a sentence, not a traceback."""
+    (tmp_path / "bad.json").write_text('{"tenant": 1}')
+    for arguments, status, named in (
+        (["--spec", str(tmp_path / "none.json")], 1, "No such file"),
+        (["--spec", str(tmp_path / "bad.json")], 1, "tenant"),
+        ([], 2, "--spec"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "polyolo.serving", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == status
+        assert named in done.stderr
+        assert "Traceback" not in done.stderr
