@@ -1,4 +1,4 @@
-"""`python -m polyolo`: the command line without the script that an installation puts on the path."""
+"""`python -m polyolo`: the command line, where no script is on the path."""
 
 import sys
 

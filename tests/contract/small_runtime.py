@@ -63,7 +63,7 @@ class Server(ThreadingMixIn, UnixStreamServer):
 
 
 def main():
-    from polyolo.web import die_with_parent
+    from polyolo.lifeline import die_with_parent
 
     die_with_parent()
     parser = argparse.ArgumentParser()

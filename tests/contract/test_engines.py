@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 
@@ -139,7 +140,7 @@ def test_a_graph_that_fails_is_a_failed_model(open_engine: Open):
         with pytest.raises(ModelFailedError) as caught:
             engine.infer(feeds)
         assert len(caught.value.detail) < 300
-        assert "/" not in caught.value.detail.replace("N/A", "")
+        assert not re.search(r"/[\w.]+/", caught.value.detail)
         assert "\n" not in caught.value.detail
     assert engine.infer({"a": array(1, 2), "b": array(1, 2)})[0].tolist() == [[2, 4]]
     engine.close()

@@ -219,6 +219,14 @@ class Platform:
     async def metrics(self) -> str:
         return (await self.client.get("/metrics")).text
 
+    async def in_flight(self, letter: str, number: int) -> None:
+        """Wait until the gateway counts so many requests of the tenant in flight."""
+        wanted = f'in_flight{{model="",tenant="tenant-{letter}"}} {number}.0'
+        for _ in range(500):
+            if wanted in await self.metrics():
+                return
+        raise AssertionError(f"never had {number} requests in flight")
+
     async def detect(self, letter: str, content: Any = b"picture", **extra: Any) -> httpx.Response:
         headers = bearer(letter) | extra.pop("headers", {})
         return await self.client.post("/v1/detect", content=content, headers=headers, **extra)

@@ -17,6 +17,7 @@ import cv2
 import pytest
 
 from polyolo.cli import temporary
+from polyolo.client import Client
 from polyolo.errors import NotReadyError, PolyoloError
 from polyolo.models import sample_boards
 
@@ -123,6 +124,19 @@ def test_a_failure_inside_shows_the_log_and_takes_all_down(places, capsys):
     assert "the platform's log ends with" in capsys.readouterr().err
     assert processes_naming(places) == []
     assert list(places.iterdir()) == []
+
+
+def test_a_deep_temporary_directory_is_no_obstacle(places, monkeypatch):
+    """Where TMPDIR leaves no room for a socket's path, /tmp is taken."""
+    deep = places / ("deep" * 25)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with temporary.platform() as running, Client(running.url, running.operator_key) as operator:
+        tenant = operator.create_tenant("acme")
+        assert tenant.api_key is not None
+        with Client(running.url, tenant.api_key.key) as client:
+            assert client.detect(sample_boards()[0]).detections
+    assert not running.home.exists()
 
 
 def test_a_process_that_is_left_behind_is_found_and_killed(tmp_path):

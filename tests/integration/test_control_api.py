@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.integration.control_plane import GATEWAY, Api, serving, settings, until
+from tests.integration.control_plane import GATEWAY, Api, running, serving, settings, until
 
 
 @pytest_asyncio.fixture
@@ -181,7 +181,7 @@ async def test_a_key_expires(api: Api):
 
 
 async def test_the_snapshot_tells_all_and_no_secret(api: Api):
-    """Routes, phases, endpoints, digests; revoked keys gone; a poll answers when something is new."""
+    """Routes, phases, endpoints, digests; a poll answers when something is new."""
     tenant, key = await api.tenant("acme")
     await api.ready(tenant)
     first = await snapshot(api)
@@ -215,7 +215,7 @@ async def test_suspended_answers_403_and_resumes(api: Api):
     await api.phase(tenant, "absent")
     route = (await snapshot(api))["tenants"][0]
     assert (route["state"], route["endpoints"]) == ("suspended", [])
-    assert not Path(f"/proc/{pid}").exists()
+    assert not running(pid)
     assert (await api.ask("PATCH", "/tenants/acme", json={"state": "active"})).status_code == 200
     await api.ready(tenant)
     assert (await api.ask("GET", "/tenants/me", key)).status_code == 200

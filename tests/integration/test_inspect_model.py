@@ -1,4 +1,4 @@
-"""`python -m polyolo.serving inspect FILE`: what a file holds, or in a sentence why it is refused."""
+"""`python -m polyolo.serving inspect FILE`: what a file holds, or why it is refused."""
 
 from __future__ import annotations
 

@@ -77,6 +77,34 @@ def test_help_and_detect_load_no_server():
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["up"], 1, "which is not installed: pip install 'polyolo[all]'"),
+        (["serve", "--spec", "s"], 1, "which is not installed: pip install 'polyolo[all]'"),
+        (["detcet"], 2, 'there is no command "detcet", did you mean "detect"?'),
+        (["models", "pull", "x"], 1, "no model x to pull"),
+    ],
+)
+def test_without_the_servers_installed_the_client_works(arguments, status, said):
+    """With the plain package, a server's command says what to install; the rest just works."""
+    program = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name in ('starlette', 'fastapi', 'uvicorn', 'uvloop', 'structlog', 'numpy',\n"
+        "                    'prometheus_client', 'sqlalchemy', 'aiohttp', 'cv2', 'onnxruntime'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name}', name=name)\n"
+        "sys.meta_path.insert(0, Absent)\n"
+        "from polyolo.cli import main\n"
+        f"sys.exit(main({arguments}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_module_and_the_script_are_the_same_command():
     """`python -m polyolo` works where no script is on the path."""
     done = subprocess.run([sys.executable, "-m", "polyolo", "--version"], capture_output=True)

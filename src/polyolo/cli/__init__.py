@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
-from cyclopts import App, CycloptsError, Group
+from cyclopts import App, CycloptsError, Group, UnknownCommandError
 
 from polyolo import __version__
 from polyolo.cli.output import complain
@@ -35,6 +36,11 @@ _COMMANDS = (
 """module:function, the group of the help page it is listed in, what it says there."""
 
 
+def _name(place: str) -> str:
+    module, _, attribute = place.partition(":")
+    return module if attribute == "app" else attribute
+
+
 def _build() -> App:
     app = App(
         name="polyolo",
@@ -47,10 +53,31 @@ def _build() -> App:
         print_error=False,
     )
     for place, group, says in _COMMANDS:
-        module, _, attribute = place.partition(":")
-        name = module if attribute == "app" else attribute
-        app.command(f"polyolo.cli.{place}", name=name, group=group, help=says)
+        app.command(f"polyolo.cli.{place}", name=_name(place), group=group, help=says)
     return app
+
+
+def _wrong_usage(error: CycloptsError) -> str:
+    chain = error.command_chain or ()
+    if isinstance(error, UnknownCommandError) and not chain:
+        # Its own text would import every command to see whether it may be named.
+        token = (error.unused_tokens or [""])[0]
+        said = f'there is no command "{token}"'
+        near = get_close_matches(token, [_name(place) for place, _, _ in _COMMANDS], n=1)
+    else:
+        said, near = str(error).strip().rstrip("."), []
+    hint = f', did you mean "{near[0]}"?' if near else ";"
+    return f"{said}{hint} see `{' '.join(('polyolo', *chain))} --help`"
+
+
+def _missing(error: BaseException | None) -> str | None:
+    """Return the library whose absence an import failed for; None when it is not that."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            library = error.name.partition(".")[0]
+            return None if library == "polyolo" else library
+        error = error.__cause__
+    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,8 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = _build()(arguments)
     except CycloptsError as error:
-        command = " ".join(("polyolo", *(error.command_chain or ())))
-        complain(f"{str(error).strip().rstrip('.')}; see `{command} --help`")
+        complain(_wrong_usage(error))
         return 2
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
@@ -73,10 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         return complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except ModuleNotFoundError as error:
-        if (error.name or "polyolo").partition(".")[0] == "polyolo":
+    except ImportError as error:
+        if (library := _missing(error)) is None:
             raise
         return complain(
-            f"this command needs {error.name}, which is not installed: pip install 'polyolo[all]'"
+            f"this command needs {library}, which is not installed: pip install 'polyolo[all]'"
         )
     return result if isinstance(result, int) else 0

@@ -271,7 +271,7 @@ def _view(model: Model) -> RenderableType:
         *_settings(model.settings),
     ]
     for version in model.versions:
-        shape = "x".join(map(str, version.input))
+        shape = "x".join(str(edge) if edge else "N" for edge in version.input)
         about = (
             f"{version.family} {shape}, {len(version.classes)} classes, {size(version.size)}, "
             f"{moment(version.created_at)}, sha256 {version.digest[:12]}"

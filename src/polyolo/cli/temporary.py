@@ -24,6 +24,7 @@ _START_LIMIT = (
 )
 _DRAIN_LIMIT = 40.0  # seconds; `polyolo up` allows requests and runtimes 30 to finish
 _POLL = 0.05  # seconds
+_DEEPEST = 40  # characters before /polyolo-…/home/run/t_…/runtime.sock: a socket's path holds 107
 _TAIL = 30  # lines of the log that a failure shows
 
 
@@ -47,7 +48,8 @@ def platform(standard_model: str | None = None) -> Iterator[Platform]:
     is left: a process after SIGTERM (it is killed then), or a file. Main thread only (SIGTERM is
     turned into an exit, so that a terminated command cleans up too).
     """
-    folder = Path(tempfile.mkdtemp(prefix="polyolo-"))
+    deep = len(tempfile.gettempdir()) > _DEEPEST
+    folder = Path(tempfile.mkdtemp(prefix="polyolo-", dir="/tmp" if deep else None))  # noqa: S108
     log, home, port = folder / "log", folder / "home", _free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "polyolo", "up", "--home", str(home), "--port", str(port)]

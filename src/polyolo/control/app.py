@@ -140,7 +140,7 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
 
 async def run(settings: ControlSettings, *, stop: asyncio.Event | None = None) -> None:
     """Serve the control API on the home's socket until SIGTERM or `stop`, then drain all."""
-    stop = stop or asyncio.Event()
+    stop = stop or web.signalled()
     async with opened(settings) as control:
 
         async def release() -> None:

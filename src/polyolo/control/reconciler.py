@@ -16,7 +16,7 @@ from polyolo.types import Phase, RuntimeStatus
 
 _RETRY_S = 1.0
 """Until the next look after one that failed for a reason outside the runtime (database busy)."""
-_LISTEN_S = 1.0
+_LISTEN_S = 0.25
 """How long one call of the driver's `wait` listens; bounds how long a stop takes."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,7 @@ def metered(headers: Mapping[bytes, bytes]) -> Metered:
     """Return what a runtime's answer headers say; what cannot be read counts as nothing."""
     try:
         name, _, version = headers.get(b"polyolo-model", b"").decode("ascii").partition(":")
-        return Metered(
+        said = Metered(
             model=name[:64],
             version=int(version or 0),
             images=int(headers.get(b"polyolo-images", 0)),
@@ -51,6 +52,8 @@ def metered(headers: Mapping[bytes, bytes]) -> Metered:
         )
     except ValueError:
         return NOTHING
+    believable = said.version >= 0 and said.images >= 0 and 0 <= said.engine_ms < math.inf
+    return said if believable else NOTHING
 
 
 class Ledger:

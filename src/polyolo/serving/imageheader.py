@@ -43,8 +43,48 @@ def jpeg_has_adobe(data: memoryview) -> bool:
     )
 
 
+def jpeg_scans(data: memoryview) -> int:
+    """Return how many passes over the picture a JPEG's decoder has to make. Raises as READERS."""
+    components = 0
+    for marker, start, _ in _segments(data):
+        if marker in _SEQUENTIAL:
+            components = data[start + 5]
+        elif marker == _SOS and data[start] == components:
+            return 1  # all in one scan, and libjpeg goes no further
+    return bytes(data).count(b"\xff\xda")  # within a scan's own bytes 0xff never stands so
+
+
+def png_pixels(data: memoryview) -> bytes | memoryview:
+    """Return a PNG with nothing but what its first picture needs. Raises as the READERS do.
+
+    What is left out can be ruinous for the decoder: texts and profiles of a few kB that inflate
+    to 8 MB each, chunks that claim 2 GB (for which OpenCV clears the memory first), frames.
+    """
+    at = 8
+    kept = []
+    dropped = False
+    for _ in range(_MOST_CHUNKS):
+        length = _big(data[at : at + 4])
+        kind = bytes(data[at + 4 : at + 8])
+        end = at + 12 + length
+        if end > len(data):
+            raise ValueError("a chunk reaches beyond the data")
+        if kind in _PNG_NEEDED:
+            kept.append(data[at:end])
+        else:
+            dropped = True
+        if kind == b"IEND":
+            return b"".join((data[:8], *kept)) if dropped else data[:end]
+        at = end
+    raise ValueError("too many chunks")
+
+
+_PNG_NEEDED = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_MOST_CHUNKS = 20_000
+"""Of a whole PNG; one of 20 MiB in the customary pieces of 8 KiB has 2,560."""
 _BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 _SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # these three are other things
+_SEQUENTIAL = frozenset({0xC0, 0xC1})  # Huffman-coded, not progressive
 _SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 
@@ -65,7 +105,7 @@ def _read_jpeg(data: memoryview) -> Header:
 
 
 def _segments(data: memoryview) -> Iterator[tuple[int, int, int]]:
-    """Yield (marker, start, end of content) up to the first scan."""
+    """Yield (marker, start, end of content) up to the first scan's."""
     at = 2
     for _ in range(_MOST_SEGMENTS):
         gap = bytes(data[at : at + 2])
@@ -78,7 +118,7 @@ def _segments(data: memoryview) -> Iterator[tuple[int, int, int]]:
         at += len(gap) - len(fill)
         marker = data[at]
         at += 1
-        if marker in (_SOS, _EOI):
+        if marker == _EOI:
             return
         if marker == 0 or marker in _ALONE:
             continue
@@ -86,6 +126,8 @@ def _segments(data: memoryview) -> Iterator[tuple[int, int, int]]:
         if length < 2 or at + length > len(data):
             raise ValueError("a segment reaches beyond the data")
         yield marker, at + 2, at + length
+        if marker == _SOS:
+            return
         at += length
     raise ValueError("too many segments")
 
