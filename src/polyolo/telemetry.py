@@ -16,6 +16,8 @@ import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from polyolo.types import Timing
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 _LATENCY_BUCKETS = (
@@ -106,6 +108,13 @@ class Metrics:
             buckets=_LATENCY_BUCKETS,
             registry=self.registry,
         )
+        self.stage_duration = Histogram(
+            "polyolo_stage_duration_seconds",
+            "Of a detection: waiting in the queue, decoding, postprocessing, one picture.",
+            (*labels, "stage"),
+            buckets=_LATENCY_BUCKETS,
+            registry=self.registry,
+        )
         self.queue_depth = Gauge(
             "polyolo_queue_depth",
             "Requests waiting for the engine.",
@@ -130,3 +139,10 @@ class Metrics:
             labels,
             registry=self.registry,
         )
+
+    def observe(self, tenant: str, model: str, timing: Timing) -> None:
+        """Count where one picture's time went."""
+        self.inference_duration.labels(tenant, model).observe(timing.inference / 1e3)
+        for stage in ("queue", "decode", "postprocess"):
+            seconds = getattr(timing, stage) / 1e3
+            self.stage_duration.labels(tenant, model, stage).observe(seconds)

@@ -12,7 +12,8 @@ from polyolo.errors import InvalidValueError, ModelFailedError
 from polyolo.serving.detector import Criteria, Detector, resolve
 from polyolo.serving.engines.onnxruntime import open_engine
 from polyolo.serving.heads import GraphSignature, TensorInfo, class_names, recognise
-from polyolo.serving.image import ImageLimits, decode, read_header
+from polyolo.serving.image import decode
+from polyolo.serving.imagecheck import ImageLimits, read_header
 from polyolo.types import DetectionSettings
 from tests.unit import graphs
 

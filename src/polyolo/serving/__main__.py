@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
+import signal
 import sys
 from pathlib import Path
+
+from polyolo.lifeline import die_with_parent, keep_memory_private
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,11 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.command is None and asked.spec is None:
         parser.error("--spec FILE is missing")
 
-    # Before numpy comes in: its BLAS would start a thread a core and keep memory for each.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from polyolo.web import die_with_parent
-
+    # Until the server has its own handler; the first process of a container has no default one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     die_with_parent()
+    keep_memory_private()
     if asked.command == "inspect":
         from polyolo.serving.inspect import inspect_file
 

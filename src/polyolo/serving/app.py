@@ -1,24 +1,22 @@
-"""Composes one tenant's runtime: the spec's models behind one batcher behind the REST surface."""
+"""Composes one tenant's runtime: the spec's models, each in a process, behind the REST surface."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import msgspec
 from starlette.routing import Router
 
 from polyolo import telemetry, web
-from polyolo.serving import loading, pipeline, rest
-from polyolo.serving.batcher import Batcher, Capacity
+from polyolo.serving import process, rest
+from polyolo.serving.batcher import Capacity
 from polyolo.serving.cpus import usable_cpus
-from polyolo.serving.engines import onnxruntime
-from polyolo.serving.image import configure_opencv
+from polyolo.serving.loaded import LoadedModel
 from polyolo.serving.repository import Repository
+from polyolo.serving.runtime import Runtime
 from polyolo.serving.settings import Settings
-from polyolo.types import RuntimeSpec, VersionSpec
-
-log = telemetry.logger("serving")
+from polyolo.serving.wire import Opening
+from polyolo.types import ModelRef, RuntimeSpec, VersionSpec
 
 
 async def run(settings: Settings) -> None:
@@ -27,38 +25,33 @@ async def run(settings: Settings) -> None:
     Raises OSError or ValueError with a sentence when it cannot start.
     """
     telemetry.configure_logging("serving")
-    configure_opencv()
     spec = read_spec(settings.spec)
     metrics = telemetry.Metrics()
+    capacity = Capacity(streams=usable_cpus())
 
-    def load(name: str, version: VersionSpec) -> loading.LoadedModel:
-        data = loading.read_version(settings.spec.parent, version)
-        model = loading.load(data, name, version, onnxruntime.open_engine)
+    async def load(name: str, version: VersionSpec) -> LoadedModel:
+        opening = Opening(
+            ref=ModelRef(name=name, version=version.version),
+            path=str(settings.spec.parent.absolute() / version.uri),
+            digest=version.digest,
+            classes=version.classes,
+            family=version.family,
+            streams=capacity.streams,
+        )
+        opened = await process.start(opening)
         depth = metrics.queue_depth.labels(spec.tenant, name)
-        depth.set_function(lambda: batcher.waiting(lambda key: _named(key, name)))
-        return model
+        depth.set_function(lambda: repository.waiting(name))
+        return LoadedModel(opening, version, opened, capacity, settings.stuck_after_s)
 
-    def work(jobs: Sequence[pipeline.Job]) -> list[pipeline.Answer | Exception]:
-        outcomes = pipeline.answer(jobs)
-        for outcome in outcomes:
-            if isinstance(outcome, pipeline.Answer):
-                seconds = outcome.timing.inference / 1e3
-                name = jobs[0].model.ref.name
-                metrics.inference_duration.labels(spec.tenant, name).observe(seconds)
-                break  # one batch went through the engine once
-        return outcomes
+    def swapped(name: str) -> None:
+        metrics.model_swaps.labels(spec.tenant, name).inc()
 
-    batcher: Batcher[pipeline.Job, pipeline.Answer] = Batcher(
-        work, Capacity(streams=usable_cpus(), stuck_after_s=settings.stuck_after_s)
-    )
-    repository = Repository(load, lambda name: metrics.model_swaps.labels(spec.tenant, name).inc())
+    repository = Repository(load, swapped)
     repository.apply(spec)
-    runtime = rest.Runtime(
-        tenant=spec.tenant, repository=repository, batcher=batcher, metrics=metrics
-    )
+    runtime = Runtime(tenant=spec.tenant, repository=repository, metrics=metrics)
 
     async def live() -> str:
-        return batcher.stuck()
+        return ""  # a stuck model is ended by its own deadline; what is left is this event loop
 
     async def ready() -> str:
         return repository.not_ready()
@@ -69,12 +62,7 @@ async def run(settings: Settings) -> None:
     try:
         await web.serve(web.Service(router, access_log=False), listener)
     finally:
-        batcher.close()
         await repository.close()
-
-
-def _named(key: Hashable, name: str) -> bool:
-    return isinstance(key, loading.LoadedModel) and key.ref.name == name
 
 
 def read_spec(path: Path) -> RuntimeSpec:

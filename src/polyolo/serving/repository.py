@@ -1,6 +1,6 @@
 """Holds the models of one tenant: brings what is loaded in line with the spec, while serving.
 
-Everything here runs on the event loop except loading itself, which has threads of its own.
+Everything here runs on the event loop; loading itself happens in the models' own processes.
 Loading a version of a name that is loaded is the hot swap: the new one is opened beside the old
 and takes its place when it has answered a test picture; the old one closes with its last
 request. A load that fails changes nothing but the status.
@@ -9,12 +9,10 @@ request. A load that fails changes nothing but the status.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 from polyolo import telemetry
 from polyolo.errors import (
@@ -24,7 +22,7 @@ from polyolo.errors import (
     NotReadyError,
     PolyoloError,
 )
-from polyolo.serving.loading import LoadedModel
+from polyolo.serving.loaded import LoadedModel
 from polyolo.types import (
     DetectionSettings,
     ModelSpec,
@@ -35,10 +33,8 @@ from polyolo.types import (
     VersionSpec,
 )
 
-T = TypeVar("T")
-
-Loader = Callable[[str, VersionSpec], LoadedModel]
-"""Loads a model's version, named by model; runs in a thread, raises PolyoloError or OSError."""
+Loader = Callable[[str, VersionSpec], Awaitable[LoadedModel]]
+"""Loads a model's version, named by model. Raises PolyoloError or OSError."""
 
 _Key = tuple[str, VersionSpec]
 
@@ -56,7 +52,7 @@ class Lease:
     settings: DetectionSettings
 
     def release(self) -> None:
-        """Let go of the model. Once, from any thread."""
+        """Let go of the model, once."""
         self.model.release()
 
 
@@ -140,6 +136,10 @@ class Repository:
             return f"the default model {model.name}:{model.current} failed to load: {reason}"
         return f"the default model {model.name}:{model.current} is loading"
 
+    def waiting(self, name: str) -> int:
+        """Return how many requests wait for a model of this name, all its versions together."""
+        return sum(one.queue.waiting for one in self._loaded.values() if one.ref.name == name)
+
     def status(self) -> RuntimeStatus:
         """Return what is observed now, one entry for each version that the spec names."""
         reason = self.not_ready()
@@ -156,16 +156,17 @@ class Repository:
         )
 
     async def close(self) -> None:
-        """Stop loading and close every model that no request holds."""
-        self._converging.cancel()
-        for task in self._loading.values():
+        """Stop loading and close every model; no request holds one any more."""
+        stopping = [self._converging, *self._loading.values()]
+        for task in stopping:
             task.cancel()
-        for loaded in self._loaded.values():
-            loaded.retire()
+        await asyncio.gather(*stopping, return_exceptions=True)
+        models = list(self._loaded.values())
         self._loaded.clear()
         self._current.clear()
-        with suppress(asyncio.CancelledError):
-            await self._converging
+        for loaded in models:
+            loaded.retire()
+        await asyncio.gather(*(one.closing for one in models if one.closing is not None))
 
     def _status(self, name: str, version: VersionSpec) -> ModelStatus:
         key = (name, version)
@@ -174,10 +175,11 @@ class Repository:
             return ModelStatus(
                 name=name,
                 version=version.version,
-                state="ready",
-                family=loaded.family,
-                input=loaded.input,
-                engine=loaded.engine,
+                state="failed" if loaded.down else "ready",
+                reason=loaded.down,
+                family=loaded.opened.family,
+                input=loaded.opened.input,
+                engine=loaded.opened.engine,
             )
         failed = self._failed.get(key)
         current = self._models[name].current == version.version
@@ -242,16 +244,16 @@ class Repository:
             raise NotReadyError(f"model {key[0]}:{key[1].version} failed to load: {failed}")
         task = self._loading.get(key)
         if task is None:
-            task = asyncio.create_task(self._load_in_thread(key))
+            task = asyncio.create_task(self._load_now(key))
             self._loading[key] = task
             task.add_done_callback(lambda _: self._loading.pop(key, None))
         return await asyncio.shield(task)  # a request that gives up does not cost others the load
 
-    async def _load_in_thread(self, key: _Key) -> LoadedModel:
+    async def _load_now(self, key: _Key) -> LoadedModel:
         name, version = key
         try:
             async with self._one_at_a_time, asyncio.timeout(self._load_deadline_s):
-                loaded = await _in_thread(lambda: self._load(name, version), LoadedModel.retire)
+                loaded = await self._load(name, version)
         except TimeoutError:
             reason = f"loading took longer than {self._load_deadline_s:.0f} s"
         except PolyoloError as error:
@@ -266,7 +268,9 @@ class Repository:
             if key[0] not in self._current and self._is_current(key):
                 self._current[name] = loaded
             self._retire_unwanted()
-            log.info("model loaded", model=name, version=version.version, family=loaded.family)
+            log.info(
+                "model loaded", model=name, version=version.version, family=loaded.opened.family
+            )
             return loaded
         self._failed[key] = reason
         log.warning("model failed to load", model=name, version=version.version, reason=reason)
@@ -297,33 +301,3 @@ def _check(spec: RuntimeSpec) -> None:
             raise InvalidValueError(
                 f"the spec's versions of {model.name} are not unique, or lack {model.current}"
             )
-
-
-async def _in_thread(work: Callable[[], T], discard: Callable[[T], None]) -> T:
-    """Do `work` in a thread of its own, which a hung load may keep without holding up others.
-
-    discard: what to do with a result that came after the caller had given up.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def deliver(result: T | None, error: Exception | None) -> None:
-        if future.done():
-            if result is not None:
-                discard(result)
-        elif error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # one of the two is there
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except Exception as error:  # noqa: BLE001  # brought to the caller
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(deliver, result, failure)
-
-    threading.Thread(target=run, name="load", daemon=True).start()
-    return await future
