@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help install demo test check e2e bench wheel lock clean
+.PHONY: help install demo test check e2e bench proto wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,15 @@ e2e: install  ## Only the end to end tests
 
 bench: install  ## Speed of one machine as ratios taken in one run
 	@$(BIN)/python -m tests.bench.speed
+
+PROTO := polyolo/serving/inference
+
+proto: install  ## Generate the protocol's messages anew, by the compiler of the locked grpcio's release
+	@$(PYTHON) -m venv .venv-proto && .venv-proto/bin/pip install --quiet --disable-pip-version-check \
+		grpcio-tools==$$($(BIN)/python -c 'import grpc; print(grpc.__version__)')
+	@cd src && ../.venv-proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(PROTO).proto
+	@sed -i '1s|.*|"""Messages of the Open Inference Protocol v2, generated from inference.proto by make proto."""|' src/$(PROTO)_pb2.py
+	@rm -rf .venv-proto
 
 wheel: install  ## Build the wheel into dist/
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null && ls dist

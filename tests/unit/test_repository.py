@@ -1,10 +1,10 @@
 """The repository: what is loaded follows the spec, and a request never meets a closed model."""
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 
@@ -15,8 +15,11 @@ from polyolo.errors import (
     NotFoundError,
     NotReadyError,
 )
-from polyolo.serving.loading import LoadedModel
+from polyolo.serving.batcher import Capacity
+from polyolo.serving.loaded import LoadedModel
+from polyolo.serving.process import ModelProcess
 from polyolo.serving.repository import Repository
+from polyolo.serving.wire import Opened, Opening
 from polyolo.types import (
     DetectionSettings,
     ModelRef,
@@ -28,37 +31,65 @@ from polyolo.types import (
 )
 
 
+class Process:
+    """Stands in for a model's process; nothing is detected here."""
+
+    pid = 0
+    opened = Opened(family="yolox", input=(1, 3, 64, 64), engine="fake")
+
+    def __init__(self, on_close: Callable[[], None]) -> None:
+        self._on_close = on_close
+
+    async def ended(self) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    async def close(self) -> None:
+        self._on_close()
+
+
 class Loads:
     """A loader that can be told to fail or to wait, and that sees what is opened and closed."""
 
     def __init__(self) -> None:
         self.refuse: dict[str, Exception] = {}
-        self.gates: dict[str, threading.Event] = {}
+        self.gates: dict[str, asyncio.Event] = {}
         self.asked: list[str] = []
         self.opened: list[str] = []
         self.closed: list[str] = []
+        self.cancelled: list[str] = []
+        self.at_once = 0
 
-    def __call__(self, name: str, version: VersionSpec) -> LoadedModel:
-        ref = ModelRef(name=name, version=version.version)
-        self.asked.append(str(ref))
-        if str(ref) in self.gates:
-            assert self.gates[str(ref)].wait(10)
-        if str(ref) in self.refuse:
-            raise self.refuse[str(ref)]
-        self.opened.append(str(ref))
-        return LoadedModel(
-            ref,
-            version,
-            None,  # type: ignore[arg-type]  # nothing is detected here
-            family="yolox",
-            input=(1, 3, 64, 64),
-            engine="fake",
-            close=lambda: self.closed.append(str(ref)),
+    async def __call__(self, name: str, version: VersionSpec) -> LoadedModel:
+        ref = str(ModelRef(name=name, version=version.version))
+        self.asked.append(ref)
+        self.at_once += 1
+        assert self.at_once == 1, "two loads at once double the peak of memory"
+        try:
+            if ref in self.gates:
+                await self.gates[ref].wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(ref)
+            raise
+        finally:
+            self.at_once -= 1
+        if ref in self.refuse:
+            raise self.refuse[ref]
+        self.opened.append(ref)
+        opening = Opening(
+            ref=ModelRef(name=name, version=version.version),
+            path="",
+            digest=version.digest,
+            classes=(),
+            family=None,
+            streams=1,
         )
+        process = cast("ModelProcess", Process(lambda: self.closed.append(ref)))
+        return LoadedModel(opening, version, process, Capacity(streams=1), 10.0)
 
-    def hold(self, ref: str) -> threading.Event:
+    def hold(self, ref: str) -> asyncio.Event:
         """Make loads of a version wait for the event returned."""
-        return self.gates.setdefault(ref, threading.Event())
+        return self.gates.setdefault(ref, asyncio.Event())
 
 
 def version(number: int, digest: str = "d") -> VersionSpec:
@@ -81,9 +112,9 @@ def spec(generation: int, *models: ModelSpec) -> RuntimeSpec:
 
 
 @asynccontextmanager
-async def repository(load: Callable, **options) -> AsyncIterator[tuple[Repository, list[str]]]:
+async def repository(load: Callable) -> AsyncIterator[tuple[Repository, list[str]]]:
     swaps: list[str] = []
-    made = Repository(load, swaps.append, **options)
+    made = Repository(load, swaps.append)
     try:
         yield made, swaps
     finally:
@@ -113,7 +144,7 @@ async def answering(made: Repository, *asked) -> str:
     """Return the version that a request gets."""
     lease = await made.acquire(*asked)
     lease.release()
-    return str(lease.model)
+    return str(lease.model.ref)
 
 
 async def test_current_versions_load_at_once_and_the_default_model_first():
@@ -198,14 +229,14 @@ async def test_loading_what_is_loaded_is_the_hot_swap():
         assert loads.closed == []
         assert swaps == ["a"]
         held.release()
-        assert loads.closed == ["a:1"]
+        await until(lambda: loads.closed == ["a:1"])
 
 
 async def test_a_failed_load_leaves_the_old_version_serving_and_says_why():
     """The spec counts as observed; the status names the version and the reason."""
     loads = Loads()
     loads.refuse["a:2"] = ModelRefusedError("it has no head")
-    loads.refuse["a:3"] = FileNotFoundError(2, "No such file or directory", "/secret/place")
+    loads.refuse["a:3"] = OSError(11, "Resource temporarily unavailable", "/secret/place")
     loads.refuse["b:1"] = ZeroDivisionError()
     async with repository(loads) as (made, swaps):
         made.apply(spec(1, model("a", 1)))
@@ -217,7 +248,7 @@ async def test_a_failed_load_leaves_the_old_version_serving_and_says_why():
         assert state(made, "a", 2).state == "failed"
         assert state(made, "a", 2).reason == "it has no head"
         assert state(made, "b", 1).reason == "loading failed unexpectedly (ZeroDivisionError)"
-        for asked, reason in ((("a", 2), "it has no head"), (("a", 3), "No such file")):
+        for asked, reason in ((("a", 2), "it has no head"), (("a", 3), "cannot be started: Res")):
             with pytest.raises(NotReadyError, match=reason):
                 await made.acquire(*asked)
         assert "secret" not in state(made, "a", 3).reason
@@ -283,6 +314,7 @@ async def test_new_bytes_under_an_old_number_are_another_version():
         await in_force(made, 1)
         made.apply(spec(2, again[1]))
         await in_force(made, 2)
+        await until(lambda: loads.closed)
         assert (loads.opened, loads.closed) == (["a:1", "a:1"], ["a:1"])
 
 
@@ -295,7 +327,7 @@ async def test_what_the_spec_no_longer_names_is_closed():
         assert await answering(made, "b", 2) == "b:2"
         made.apply(spec(2, model("a", 1)))
         await in_force(made, 2)
-        assert sorted(loads.closed) == ["b:1", "b:2"]
+        await until(lambda: sorted(loads.closed) == ["b:1", "b:2"])
         with pytest.raises(NotFoundError):
             await made.acquire("b")
 
@@ -308,7 +340,7 @@ async def test_the_least_recently_used_version_on_demand_goes_first():
         await in_force(made, 1)
         for number in (2, 3, 4, 5, 2, 6):
             assert await answering(made, "a", number) == f"a:{number}"
-        assert loads.closed == ["a:3"]
+        await until(lambda: loads.closed == ["a:3"])
         assert await answering(made) == "a:1"
 
 
@@ -322,6 +354,7 @@ async def test_a_version_loaded_on_demand_is_put_in_force_without_another_load()
         made.apply(spec(2, model("a", 2)))
         await in_force(made, 2)
         assert await answering(made) == "a:2"
+        await until(lambda: loads.closed)
         assert (loads.opened, loads.closed, swaps) == (["a:1", "a:2"], ["a:1"], ["a"])
 
 
@@ -333,26 +366,46 @@ async def test_a_request_gets_an_open_model_even_when_its_own_was_retired_meanwh
         await in_force(made, 1)
         numbers = range(2, 10)
         leases = await asyncio.gather(*[made.acquire("a", number) for number in numbers])
-        assert [str(lease.model) for lease in leases] == [f"a:{number}" for number in numbers]
+        assert [str(lease.model.ref) for lease in leases] == [f"a:{number}" for number in numbers]
         open_now = [
             one for one in loads.opened if loads.opened.count(one) > loads.closed.count(one)
         ]
-        assert {str(lease.model) for lease in leases} <= set(open_now)
+        assert {str(lease.model.ref) for lease in leases} <= set(open_now)
         for lease in leases:
             lease.release()
 
 
-async def test_a_load_that_hangs_is_reported_and_its_late_result_closed():
-    """Other models load while one hangs; what comes too late is not kept open."""
+async def test_a_failed_load_is_not_tried_again_by_each_request():
+    """Requests for a version that cannot load are refused without another try, until a spec."""
     loads = Loads()
-    async with repository(loads, load_deadline_s=0.05) as (made, _):
-        gate = loads.hold("a:1")
+    loads.refuse["a:2"] = ModelRefusedError("it has no head")
+    async with repository(loads) as (made, _):
+        made.apply(spec(1, model("a", 1)))
+        await in_force(made, 1)
+        for _ in range(5):
+            with pytest.raises(NotReadyError, match="no head"):
+                await made.acquire("a", 2)
+        assert loads.asked.count("a:2") == 1
+        loads.refuse.clear()
+        made.apply(spec(2, model("a", 1)))
+        assert await answering(made, "a", 2) == "a:2"
+
+
+async def test_a_model_that_is_down_is_reported_as_failed_and_costs_no_other_its_readiness():
+    """The status has the reason while it lasts; the runtime stays ready for its other models."""
+    loads = Loads()
+    async with repository(loads) as (made, _):
         made.apply(spec(1, model("a", 1), model("b", 1)))
         await in_force(made, 1)
-        assert "took longer than" in state(made, "a", 1).reason
+        lease = await made.acquire("a")
+        lease.release()
+        lease.model.down = "its process ended 5 times"
+        assert state(made, "a", 1).state == "failed"
+        assert state(made, "a", 1).reason == "its process ended 5 times"
+        assert made.status().phase is Phase.READY
         assert state(made, "b", 1).state == "ready"
-        gate.set()
-        await until(lambda: loads.closed == ["a:1"])
+        lease.model.down = ""
+        assert state(made, "a", 1).state == "ready"
 
 
 @pytest.mark.parametrize(
@@ -393,4 +446,20 @@ async def test_closing_closes_every_model_once():
         held = await made.acquire("a", 2)
     assert loads.closed == ["a:1"]
     held.release()
-    assert loads.closed == ["a:1", "a:2"]
+    await until(lambda: loads.closed == ["a:1", "a:2"])
+
+
+async def test_closing_waits_for_what_was_swapped_out_and_stops_a_load():
+    """Nothing is left behind: no process that is still closing, none that is still opening."""
+    loads = Loads()
+    loads.hold("b:2")
+    made = Repository(loads, lambda name: None)
+    made.apply(spec(1, model("a", 1), model("b", 1)))
+    await in_force(made, 1)
+    held = await made.acquire("a")
+    made.apply(spec(2, model("a", 2), model("b", 2)))
+    await until(lambda: "b:2" in loads.asked)
+    held.release()
+    await made.close()
+    assert loads.cancelled == ["b:2"]
+    assert sorted(loads.closed) == ["a:1", "a:2", "b:1"]

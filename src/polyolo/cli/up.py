@@ -36,7 +36,7 @@ def up(
 
     Args:
         host: Address to listen on.
-        port: Port to listen on.
+        port: Port to listen on; gRPC listens on the port behind it.
         home: Directory of everything that is kept, made when missing; holds the operator's key
             in `operator.key`. [default: ~/.local/share/polyolo]
         database: SQLAlchemy URL. [default: SQLite in the home]
@@ -70,6 +70,7 @@ def _model_file(standard_model: str) -> Path:
 async def _run(settings: ControlSettings, host: str, port: int) -> None:
     stop = web.signalled()
     door = web.bind(host=host, port=port)  # ours, so that a gateway's end closes no door
+    behind = web.reserve(host, door.getsockname()[1] + 1)  # gRPC's; the gateway listens there
     async with control.opened(settings) as plane:
         done = asyncio.Event()
         serving = asyncio.create_task(
@@ -78,7 +79,9 @@ async def _run(settings: ControlSettings, host: str, port: int) -> None:
         arguments = ("--listen", str(door.fileno()), "--control", f"unix:{settings.socket}")
         gateway = asyncio.create_task(_gateway(arguments, settings.gateway_token, door.fileno()))
         address = f"[{host}]" if ":" in host else host
-        say(f"polyolo listens on http://{address}:{door.getsockname()[1]}, home {settings.home}")
+        port = door.getsockname()[1]
+        say(f"polyolo listens on http://{address}:{port}, for gRPC on {port + 1}")
+        say(f"home {settings.home}")
         await asyncio.wait(
             {serving, gateway, asyncio.create_task(stop.wait())},
             return_when=asyncio.FIRST_COMPLETED,
@@ -89,6 +92,7 @@ async def _run(settings: ControlSettings, host: str, port: int) -> None:
         plane.release()
         done.set()
         await serving
+    behind.close()
 
 
 async def _gateway(arguments: tuple[str, ...], token: str, door: int) -> None:

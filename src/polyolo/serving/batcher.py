@@ -15,8 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from polyolo import telemetry
-from polyolo.errors import NotReadyError, OverloadedError
+from polyolo.errors import NotReadyError, OverloadedError, PolyoloError
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -24,8 +23,6 @@ R = TypeVar("R")
 Work = Callable[[int, Sequence[J]], Awaitable[Sequence[R | Exception]]]
 """Does a batch on a stream (its number) and returns one outcome a job, in order; an exception as
 an outcome, or raised, is what the submitter of the job gets."""
-
-log = telemetry.logger("batcher")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,19 +141,28 @@ class Batcher(Generic[J, R]):
                 break
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
-                    await self._something()
+                    await self._something(first=True)
         return batch
 
-    async def _something(self) -> None:
+    async def _something(self, *, first: bool = False) -> None:
+        """Wait to be woken. first: before the other streams, to fill a batch that was begun."""
         idle = asyncio.get_running_loop().create_future()
-        self._idle.append(idle)
+        if first:
+            self._idle.appendleft(idle)
+        else:
+            self._idle.append(idle)
         await idle
 
     async def _do(self, stream: int, batch: list[_Ticket[J, R]]) -> None:
         """Do a batch and settle every ticket of it, whatever happens."""
+        batch = [ticket for ticket in batch if not ticket.future.done()]  # or nobody waits for it
+        if not batch:
+            return
         outcomes: Sequence[R | Exception]
         try:
             outcomes = await self._work(stream, [ticket.job for ticket in batch])
+            if len(outcomes) != len(batch):
+                raise PolyoloError("the work gave not one outcome for each job")
         except Exception as error:  # noqa: BLE001  # brought to who submitted the job
             if len(batch) > 1:  # one of them is to blame: the others get their answers
                 for ticket in batch:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyolo.errors import ModelRefusedError
+from polyolo.serving import torchfile
 from polyolo.serving.detector import Detector, resolve
-from polyolo.serving.engines import onnxruntime
+from polyolo.serving.engines import Options, able, open_engine
 from polyolo.serving.heads import class_names, recognise
 from polyolo.types import DetectionSettings
 
@@ -28,23 +29,35 @@ def read_file(path: Path, digest: str) -> bytes:
     return data
 
 
-def open_detector(data: bytes, *, family: str | None, classes: Sequence[str]) -> Detector:
+def open_detector(
+    data: bytes,
+    *,
+    family: str | None,
+    classes: Sequence[str],
+    engine: str = "",
+    options: Options | None = None,
+) -> Detector:
     """Open a model's bytes, recognise its head and try it on a test picture.
 
-    family: None to recognise it. classes: names supplied beside the file. Blocks for tens of
-    milliseconds to seconds. Raises ModelRefusedError with the reason for what cannot be served,
-    InvalidValueError for class names that do not fit, ModelFailedError for what fails on the
-    picture.
+    family: None to recognise it. classes: names supplied beside the file. engine: empty for the
+    usual one of this kind of file. Blocks for tens of milliseconds to seconds. Raises
+    ModelRefusedError with the reason for what cannot be served, InvalidValueError for class names
+    that do not fit, ModelFailedError for what fails on the picture.
     """
-    engine = onnxruntime.open_engine(data)
-    head = recognise(engine.signature, family)
-    names = class_names(engine.signature, head.classes, classes)
-    detector = Detector(engine, head, names)
-    detector.detect([_test_picture()], [resolve(DetectionSettings(), names)])
+    opened = open_engine(engine or usual_engine(data), data, options)
+    head = recognise(opened.signature, family)
+    names = class_names(opened.signature, head.classes, classes)
+    detector = Detector(opened, head, names)
+    detector.detect([test_picture()], [resolve(DetectionSettings(), names)])
     return detector
 
 
-def _test_picture() -> NDArray[np.uint8]:
-    """Return uint8 [96,128,3]: gradients, since a plain colour is 0/0 to some normalisations."""
+def usual_engine(data: bytes) -> str:
+    """Name the engine for a file of this kind where nobody asks for another."""
+    return next(iter(able(data)), "torch" if torchfile.kind(data) else "onnxruntime")
+
+
+def test_picture() -> NDArray[np.uint8]:
+    """Return uint8 [96,128,3] of gradients, since a plain colour is 0/0 to some normalisations."""
     y, x = np.mgrid[0:96, 0:128].astype(np.uint8)
     return np.stack([x * 2, y * 2, x ^ y], axis=-1)

@@ -10,12 +10,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from polyolo.errors import PolyoloError
+from polyolo.errors import ModelFailedError, PolyoloError
 from polyolo.serving import image
-from polyolo.serving.detector import Criteria, Detector, resolve
+from polyolo.serving.detector import Criteria, Detector, Results, resolve
 from polyolo.serving.params import JSON
 from polyolo.serving.wire import ARRAYS, Answer, Job
 from polyolo.types import DetectAnswer, Detection, Detections, ImageSize, ModelRef, Timing
+
+Outcome = tuple[Answer, bytes]
+"""An answer, and its encoded body."""
+
+_NOTHING: Outcome = (Answer(), b"")  # until there is one
 
 _encode = msgspec.json.Encoder().encode
 
@@ -32,44 +37,52 @@ class Pipeline:
     ) -> tuple[list[Answer], list[bytes]]:
         """Return an answer and its encoded body for each job; an error takes an answer's place.
 
-        A picture that cannot be decoded costs only itself; a model that fails costs the batch.
+        A picture that cannot be decoded, or on which the model fails, costs only itself.
         """
         started = time.monotonic()
-        outcomes: list[tuple[Answer, bytes] | None] = [None] * len(jobs)
+        outcomes: list[Outcome] = [_NOTHING] * len(jobs)
         decoded: list[_Decoded] = []
         for index, (job, data) in enumerate(zip(jobs, pictures, strict=True)):
             before = time.monotonic()
             try:
                 criteria = resolve(job.settings, self._detector.names)
                 pixels = image.decode(data, job.header)
-            except PolyoloError as error:
+            except Exception as error:  # noqa: BLE001  # brought to who sent the picture
                 outcomes[index] = _failed(error)
             else:
                 decode_ms = (time.monotonic() - before) * 1e3
-                decoded.append(_Decoded(index, pixels, criteria, decode_ms))
+                queue_ms = _ms(started - job.queued)
+                decoded.append(_Decoded(index, job, pixels, criteria, queue_ms, decode_ms))
         if decoded:
-            try:
-                results = self._detector.detect(
-                    [one.pixels for one in decoded], [one.criteria for one in decoded]
-                )
-            except PolyoloError as error:
-                for one in decoded:
-                    outcomes[one.index] = _failed(error)
-            else:
-                for one, found in zip(decoded, results.detections, strict=True):
-                    job = jobs[one.index]
-                    timing = Timing(
-                        queue=_ms(started - job.queued),
-                        decode=round(one.decode_ms, 2),
-                        inference=round(results.inference_ms, 2),
-                        postprocess=round(results.postprocess_ms, 2),
-                        total=_ms(time.monotonic() - job.received),
-                    )
-                    body = self._encoded(job, one.pixels, found, timing)
-                    answer = Answer(size=len(body), timing=timing, count=len(found))
-                    outcomes[one.index] = answer, body
-        settled = [outcome for outcome in outcomes if outcome is not None]
-        return [answer for answer, _ in settled], [body for _, body in settled]
+            for one, outcome in zip(decoded, self._look(decoded), strict=True):
+                outcomes[one.index] = outcome
+        return [answer for answer, _ in outcomes], [body for _, body in outcomes]
+
+    def _look(self, some: Sequence[_Decoded]) -> list[Outcome]:
+        """Run a batch; where that fails, each of it alone, since one of them is to blame."""
+        try:
+            results = self._detector.detect(
+                [one.pixels for one in some], [one.criteria for one in some]
+            )
+            return [
+                self._answered(one, found, results)
+                for one, found in zip(some, results.detections, strict=True)
+            ]
+        except Exception as error:  # noqa: BLE001  # brought to who sent the picture
+            if len(some) > 1:
+                return [outcome for one in some for outcome in self._look([one])]
+            return [_failed(error)]
+
+    def _answered(self, one: _Decoded, found: Detections, results: Results) -> Outcome:
+        timing = Timing(
+            queue=one.queue_ms,
+            decode=round(one.decode_ms, 2),
+            inference=round(results.inference_ms, 2),
+            postprocess=round(results.postprocess_ms, 2),
+            total=_ms(time.monotonic() - one.job.received),
+        )
+        body = self._encoded(one.job, one.pixels, found, timing)
+        return Answer(size=len(body), timing=timing, count=len(found)), body
 
     def _encoded(
         self, job: Job, pixels: NDArray[np.uint8], found: Detections, timing: Timing
@@ -108,12 +121,16 @@ class Pipeline:
 @dataclass(frozen=True, slots=True)
 class _Decoded:
     index: int
+    job: Job
     pixels: NDArray[np.uint8]
     criteria: Criteria
+    queue_ms: float
     decode_ms: float
 
 
-def _failed(error: PolyoloError) -> tuple[Answer, bytes]:
+def _failed(error: Exception) -> Outcome:
+    if not isinstance(error, PolyoloError):  # a MemoryError, or a defect of ours
+        error = ModelFailedError(f"the model failed on this picture ({type(error).__name__})")
     return Answer(error=error.code, detail=error.detail), b""
 
 

@@ -57,17 +57,11 @@ class Lease:
 
 
 class Repository:
-    """The models of one runtime, as its spec wants them.
+    """The models of one runtime, as its spec wants them."""
 
-    load_deadline_s: seconds after which a load counts as failed; the largest YOLO takes under 5.
-    """
-
-    def __init__(
-        self, load: Loader, on_swap: Callable[[str], None], *, load_deadline_s: float = 120.0
-    ) -> None:
+    def __init__(self, load: Loader, on_swap: Callable[[str], None]) -> None:
         self._load = load
         self._on_swap = on_swap
-        self._load_deadline_s = load_deadline_s
         self._spec: RuntimeSpec | None = None
         self._models: dict[str, ModelSpec] = {}
         self._observed = 0
@@ -75,6 +69,7 @@ class Repository:
         self._loaded: OrderedDict[_Key, LoadedModel] = OrderedDict()  # least recently used first
         self._loading: dict[_Key, asyncio.Task[LoadedModel]] = {}
         self._failed: dict[_Key, str] = {}
+        self._leaving: list[LoadedModel] = []  # dropped, but not closed yet
         self._one_at_a_time = asyncio.Lock()  # two loads at once would double the peak of memory
         self._changed = asyncio.Event()
         self._converging = asyncio.create_task(self._converge())
@@ -106,9 +101,7 @@ class Repository:
         if self._spec is None:
             raise NotReadyError("the runtime has no spec yet")
         name = self._spec.default_model if name is None else name
-        model = self._models.get(name)
-        if model is None:
-            raise NotFoundError(f"there is no model {name[:80]!r}")
+        model = self.model(name)
         if version is None:
             # The one in force, which is the older one while the wanted one loads or has failed.
             loaded = self._current.get(name)
@@ -124,6 +117,25 @@ class Repository:
             self._loaded.move_to_end((name, loaded.version))
         return Lease(model=loaded, settings=model.settings)
 
+    def model(self, name: str) -> ModelSpec:
+        """Return what the spec says of a model. Raises NotFoundError."""
+        model = self._models.get(name)
+        if model is None:
+            raise NotFoundError(f"there is no model {name[:80]!r}")
+        return model
+
+    def why_not(self, name: str, version: int | None = None) -> str:
+        """Say why a model would not answer a request now; empty when it would.
+
+        A version that loads on demand would. Raises NotFoundError.
+        """
+        model = self.model(name)
+        loaded = self._current.get(name) if version is None else None
+        if loaded is not None:
+            return loaded.down
+        status = self._status(name, _find(model, model.current if version is None else version))
+        return "" if status.state in ("ready", "idle") else status.reason or "it is loading"
+
     def not_ready(self) -> str:
         """Say why the default model cannot answer yet; empty when it can."""
         if self._spec is None:
@@ -135,6 +147,10 @@ class Repository:
         if reason is not None:
             return f"the default model {model.name}:{model.current} failed to load: {reason}"
         return f"the default model {model.name}:{model.current} is loading"
+
+    def current(self, name: str) -> LoadedModel | None:
+        """Return the version of a model that is in force, None before the first."""
+        return self._current.get(name)
 
     def waiting(self, name: str) -> int:
         """Return how many requests wait for a model of this name, all its versions together."""
@@ -161,12 +177,10 @@ class Repository:
         for task in stopping:
             task.cancel()
         await asyncio.gather(*stopping, return_exceptions=True)
-        models = list(self._loaded.values())
-        self._loaded.clear()
         self._current.clear()
-        for loaded in models:
-            loaded.retire()
-        await asyncio.gather(*(one.closing for one in models if one.closing is not None))
+        for loaded in list(self._loaded.values()):
+            self._drop(loaded)
+        await asyncio.gather(*(one.closing for one in self._leaving if one.closing is not None))
 
     def _status(self, name: str, version: VersionSpec) -> ModelStatus:
         key = (name, version)
@@ -180,6 +194,10 @@ class Repository:
                 family=loaded.opened.family,
                 input=loaded.opened.input,
                 engine=loaded.opened.engine,
+                device=loaded.opened.device,
+                precision=loaded.opened.precision,
+                speed=loaded.opened.speed,
+                quality=loaded.opened.quality,
             )
         failed = self._failed.get(key)
         current = self._models[name].current == version.version
@@ -236,6 +254,8 @@ class Repository:
     def _drop(self, loaded: LoadedModel) -> None:
         self._loaded.pop((loaded.ref.name, loaded.version), None)
         loaded.retire()
+        leaving = [*self._leaving, loaded]
+        self._leaving = [one for one in leaving if one.closing is None or not one.closing.done()]
 
     async def _load_once(self, key: _Key) -> LoadedModel:
         """Load a version, or wait for the load that is under way; NotReadyError if it failed."""
@@ -252,14 +272,12 @@ class Repository:
     async def _load_now(self, key: _Key) -> LoadedModel:
         name, version = key
         try:
-            async with self._one_at_a_time, asyncio.timeout(self._load_deadline_s):
+            async with self._one_at_a_time:
                 loaded = await self._load(name, version)
-        except TimeoutError:
-            reason = f"loading took longer than {self._load_deadline_s:.0f} s"
         except PolyoloError as error:
             reason = error.detail
         except OSError as error:
-            reason = f"its file cannot be read: {error.strerror}"
+            reason = f"a process for it cannot be started: {error.strerror}"
         except Exception as error:
             log.exception("a load failed unexpectedly", model=name, version=version.version)
             reason = f"loading failed unexpectedly ({type(error).__name__})"

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from polyolo.errors import PolyoloError, TooLargeError
+from polyolo.errors import TooLargeError
 from polyolo.serving import params
 from polyolo.serving.budget import Share
 from polyolo.serving.form import PictureForm, is_form
-from polyolo.serving.runtime import Request, Runtime, deadline
-from polyolo.serving.wire import Answer
-from polyolo.types import ModelRef, RuntimeSpec
-from polyolo.web import CLIENT_CLOSED_REQUEST, decode_json, json_response, read_body
+from polyolo.serving.runtime import Reached, Request, Runtime, deadline, measured, metering
+from polyolo.types import RuntimeSpec
+from polyolo.web import decode_json, json_response, read_body
 
 _FORM_OVERHEAD = 64 * 1024  # bytes of a form around its picture: boundaries, headers, small fields
 _SPEC_BYTES = 8 * 1024 * 1024  # a spec of 100 models with 1000 class names each is half of it
@@ -29,7 +28,7 @@ def routes(runtime: Runtime) -> list[Route]:
     """Return the routes of the REST surface."""
 
     async def detect(request: HttpRequest) -> Response:
-        return await _measured(runtime, request, _detect)
+        return await measured(runtime, partial(_detect, runtime, request))
 
     async def put_spec(request: HttpRequest) -> Response:
         body = await read_body(request.receive, _SPEC_BYTES, request.headers.get("content-length"))
@@ -46,34 +45,7 @@ def routes(runtime: Runtime) -> list[Route]:
     ]
 
 
-async def _measured(
-    runtime: Runtime,
-    request: HttpRequest,
-    handle: Callable[[Runtime, HttpRequest], Awaitable[Response]],
-) -> Response:
-    """Count a request and its time by the model that it reached, none where it reached none."""
-    started = time.perf_counter()
-    code = PolyoloError.status
-    try:
-        response = await handle(runtime, request)
-        code = response.status_code
-    except PolyoloError as error:
-        code = error.status
-        # The frames it came through hold the picture; whoever handles the error must not.
-        error.__context__ = None
-        raise error.with_traceback(None)  # noqa: B904  # the same error, lighter
-    except ClientDisconnect:
-        code = CLIENT_CLOSED_REQUEST
-        raise
-    finally:
-        model = request.scope["state"]["log"].get("model", "")
-        runtime.metrics.requests.labels(runtime.tenant, model, str(code)).inc()
-        seconds = time.perf_counter() - started
-        runtime.metrics.request_duration.labels(runtime.tenant, model).observe(seconds)
-    return response
-
-
-async def _detect(runtime: Runtime, request: HttpRequest) -> Response:
+async def _detect(runtime: Runtime, request: HttpRequest, reached: Reached) -> Response:
     """Receive → model → (in the model's process) decode → letterbox → infer → boxes → encode."""
     headers = request.headers
     asked = Request(
@@ -88,44 +60,25 @@ async def _detect(runtime: Runtime, request: HttpRequest) -> Response:
             share = Share(runtime.budget)
             held.callback(share.release)
             picture = await _picture(runtime, request, share)
-            async with _while_connected(request):
+            async with while_connected(request):
                 lease = await runtime.lease(asked.asked)
                 held.callback(lease.release)
-                request.scope["state"]["log"]["model"] = lease.model.ref.name
+                reached.model = lease.model.ref.name
                 found = await runtime.look(lease, picture, asked)
-    return Response(
-        found.body, media_type=asked.media_type, headers=metering(found.ref, [found.answer])
-    )
-
-
-def metering(ref: ModelRef, answers: Sequence[Answer]) -> dict[str, str]:
-    """Return the headers by which the gateway meters a request."""
-    engine_ms = sum(answer.timing.inference for answer in answers if answer.timing is not None)
-    return {
-        "polyolo-model": str(ref),
-        "polyolo-images": str(len(answers)),
-        "polyolo-engine-ms": f"{engine_ms:.2f}",
-    }
+    return Response(found.body, media_type=asked.media_type, headers=metering([found]))
 
 
 async def _picture(runtime: Runtime, request: HttpRequest, share: Share) -> bytes:
     """Receive the body and return the encoded picture in it."""
     content_type = request.headers.get("content-type", "")
     limit = runtime.limits.max_bytes
+    refusal = TooLargeError(f"a picture may have at most {limit:,} bytes")
     form: PictureForm | None = None
     if is_form(content_type):
         form = PictureForm(content_type, params.KNOWN)
         limit += _FORM_OVERHEAD
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(runtime)
     chunks: list[bytes] = []
-    size = 0
-    async for chunk in _chunks(request):
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(runtime)
-        share.grow(len(chunk))
+    async for chunk in received(request, share, limit, refusal):
         if form is not None:
             form.write(chunk)
         else:
@@ -135,23 +88,34 @@ async def _picture(runtime: Runtime, request: HttpRequest, share: Share) -> byte
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _too_large(runtime: Runtime) -> TooLargeError:
-    return TooLargeError(f"a picture may have at most {runtime.limits.max_bytes:,} bytes")
+async def received(
+    request: HttpRequest, share: Share, limit: int, refusal: TooLargeError
+) -> AsyncIterator[bytes]:
+    """Yield a request's body as it comes, at most `limit` bytes, all of it held in `share`.
 
-
-async def _chunks(request: HttpRequest) -> AsyncIterator[bytes]:
+    Raises `refusal` for more, if the length is declared then at once; OverloadedError,
+    ClientDisconnect.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise refusal
+    size = 0
     more = True
     while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         if chunk := message.get("body", b""):
+            size += len(chunk)
+            if size > limit:
+                raise refusal
+            share.grow(len(chunk))
             yield chunk
         more = message.get("more_body", False)
 
 
 @asynccontextmanager
-async def _while_connected(request: HttpRequest) -> AsyncIterator[None]:
+async def while_connected(request: HttpRequest) -> AsyncIterator[None]:
     """Abandon the block with ClientDisconnect as soon as the client hangs up.
 
     For a request whose body has been received: nothing else comes in after it.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from polyolo.errors import DeadlineExceededError
+from starlette.requests import ClientDisconnect
+
+from polyolo.errors import DeadlineExceededError, PolyoloError
 from polyolo.serving.budget import ByteBudget
 from polyolo.serving.imagecheck import ImageLimits, read_header
 from polyolo.serving.params import Asked
@@ -16,6 +19,9 @@ from polyolo.serving.repository import Lease, Repository
 from polyolo.serving.wire import Answer, Job
 from polyolo.telemetry import Metrics
 from polyolo.types import ModelRef
+from polyolo.web import CLIENT_CLOSED_REQUEST
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +93,48 @@ class Runtime:
         if answer.timing is not None:
             self.metrics.observe(*labels, answer.timing)
         return Found(ref=model.ref, answer=answer, body=bytes(body))
+
+
+@dataclass(slots=True)
+class Reached:
+    """How far a request came."""
+
+    model: str = ""
+    """Name of the model that it reached; empty before that."""
+
+
+async def measured(runtime: Runtime, handle: Callable[[Reached], Awaitable[T]]) -> T:
+    """Handle a request; count it and its time by the model that it reached, none for none."""
+    started = time.perf_counter()
+    reached = Reached()
+    code = PolyoloError.status
+    try:
+        answer = await handle(reached)
+        code = 200
+    except PolyoloError as error:
+        code = error.status
+        # The frames it came through hold the picture; whoever handles the error must not.
+        error.__context__ = None
+        raise error.with_traceback(None)  # noqa: B904  # the same error, lighter
+    except (ClientDisconnect, asyncio.CancelledError):
+        code = CLIENT_CLOSED_REQUEST
+        raise
+    finally:
+        labels = runtime.tenant, reached.model
+        runtime.metrics.requests.labels(*labels, str(code)).inc()
+        runtime.metrics.request_duration.labels(*labels).observe(time.perf_counter() - started)
+    return answer
+
+
+def metering(found: Sequence[Found]) -> dict[str, str]:
+    """Return the headers by which the gateway meters a request. found: of one model."""
+    timings = [one.answer.timing for one in found]
+    engine_ms = sum(timing.inference for timing in timings if timing is not None)
+    return {
+        "polyolo-model": str(found[0].ref),
+        "polyolo-images": str(len(found)),
+        "polyolo-engine-ms": f"{engine_ms:.2f}",
+    }
 
 
 @asynccontextmanager

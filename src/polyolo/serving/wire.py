@@ -18,6 +18,9 @@ from polyolo.types import DetectionSettings, ModelRef, Timing
 
 LENGTHS = struct.Struct("<IQ")
 
+_MOST_BYTES = 256 * 1024 * 1024
+"""Of a frame: a batch of a dozen of the largest pictures. A longer one is none of ours."""
+
 ARRAYS = "application/x-polyolo-arrays"
 """Form of an answer for tensor protocols: float32 xyxy [N,4], float32 confidence [N], int32
 class_id [N], one after the other, little-endian."""
@@ -34,6 +37,13 @@ class Opening:
     family: str | None
     streams: int
     """Batches under way at once."""
+    engine: str = ""
+    """As in VersionSpec, as the next two."""
+    precision: str = "exact"
+    golden: tuple[str, ...] = ()
+    """Paths."""
+    arithmetic: str = ""
+    """What to compute in, where it was chosen before: nothing is measured again then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +55,10 @@ class Opened:
     family: str = ""
     input: tuple[int, ...] = ()
     engine: str = ""
+    device: str = ""
+    precision: str = ""
+    speed: str = ""
+    quality: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +98,14 @@ def frame(header: object, parts: Sequence[bytes] = ()) -> list[bytes]:
     """Return a frame as the pieces to write, none of them copied."""
     encoded = msgspec.msgpack.encode(header)
     return [LENGTHS.pack(len(encoded), sum(map(len, parts))), encoded, *parts]
+
+
+def lengths(start: bytes | memoryview) -> tuple[int, int]:
+    """Read a frame's first bytes: length of header and rest. Raises ValueError if it is none."""
+    header_size, size = LENGTHS.unpack(start)
+    if header_size + size > _MOST_BYTES:
+        raise ValueError("the stream is out of step")
+    return header_size, size
 
 
 def split(rest: memoryview, sizes: Sequence[int]) -> list[memoryview]:

@@ -8,18 +8,21 @@ else lives. The process listens nowhere and writes nothing.
 from __future__ import annotations
 
 import contextlib
+import resource
+import signal
 import socket
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
 
 from polyolo.errors import PolyoloError
 from polyolo.lifeline import die_with_parent, keep_memory_private
-from polyolo.serving.wire import LENGTHS, Job, Opened, Opening, frame, split
+from polyolo.serving import memory
+from polyolo.serving.wire import LENGTHS, Job, Opened, Opening, frame, lengths, split
 
 if TYPE_CHECKING:
     from polyolo.serving.detector import Detector
@@ -27,12 +30,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MOST_BYTES = 256 * 1024 * 1024  # of a frame: a batch of a dozen of the largest pictures
+_LEAST_BYTES = 256 * 2**20  # a process may try; an ordinary model opens in a third of it
 
 
 def main(descriptors: Sequence[int]) -> None:
     """Open the model that the first frame names, then serve the streams until they are closed."""
     die_with_parent()
+    _pay_first()
     keep_memory_private()
     from polyolo.serving.image import configure_opencv
     from polyolo.serving.pipeline import Pipeline
@@ -41,17 +45,11 @@ def main(descriptors: Sequence[int]) -> None:
     streams = [Stream(socket.socket(fileno=descriptor)) for descriptor in descriptors]
     opening, _ = streams[0].receive(Opening)
     try:
-        detector = _open(opening)
+        detector, opened = _open(opening)
     except Exception as error:  # noqa: BLE001  # whatever it is, the tenant is told
         streams[0].send(Opened(refused=_reason(error)))
         return
-    streams[0].send(
-        Opened(
-            family=detector.head.family,
-            input=detector.head.input.shape,
-            engine=detector.engine.name,
-        )
-    )
+    streams[0].send(opened)
     pipeline = Pipeline(opening.ref, detector)
     threads = [threading.Thread(target=serve, args=(one, pipeline)) for one in streams]
     for thread in threads:
@@ -60,11 +58,46 @@ def main(descriptors: Sequence[int]) -> None:
         thread.join()
 
 
-def _open(opening: Opening) -> Detector:
-    from polyolo.serving import loading
+def _pay_first() -> None:
+    """Have this process, not the runtime, pay when memory runs out; leave signals to the runtime.
+
+    A terminal or a supervisor signals every process of a group; this one still has requests to
+    answer then, and ends when the runtime hangs up.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):  # not Linux
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    left = memory.available()
+    if left is not None:  # what goes beyond it fails as an allocation, in one request
+        most = max(left, _LEAST_BYTES)
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if hard == resource.RLIM_INFINITY or most < hard:
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def _open(opening: Opening) -> tuple[Detector, Opened]:
+    from polyolo.serving import choice, loading
+    from polyolo.serving.engines import Options
 
     data = loading.read_file(Path(opening.path), opening.digest)
-    return loading.open_detector(data, family=opening.family, classes=opening.classes)
+    chosen = choice.choose(data, opening)
+    detector = loading.open_detector(
+        data,
+        family=opening.family,
+        classes=opening.classes,
+        engine=chosen.engine,
+        options=Options(arithmetic=chosen.arithmetic, streams=opening.streams),
+    )
+    return detector, Opened(
+        family=detector.head.family,
+        input=detector.head.input.shape,
+        engine=detector.engine.name,
+        device=detector.engine.device,
+        precision=chosen.arithmetic,
+        speed=chosen.speed,
+        quality=chosen.quality,
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -79,7 +112,7 @@ def _reason(error: Exception) -> str:
 
 def serve(stream: Stream, pipeline: Pipeline) -> None:
     """Answer the batches of one stream, one after the other, until it is closed."""
-    with contextlib.suppress(EOFError, OSError):  # the runtime has closed it, or is gone
+    with stream, contextlib.suppress(EOFError, OSError):  # the runtime closed it, or is gone
         while True:
             jobs, rest = stream.receive(list[Job])
             pictures = split(rest, [job.size for job in jobs])
@@ -94,11 +127,16 @@ class Stream:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Hang up, so that the runtime learns of a thread that has failed."""
+        self._connection.close()
+
     def receive(self, kind: type[T]) -> tuple[T, memoryview]:
         """Wait for a frame; return its header as `kind`, and the rest. Raises EOFError."""
-        header_size, size = LENGTHS.unpack(self._exactly(LENGTHS.size))
-        if header_size + size > _MOST_BYTES:
-            raise EOFError("the stream is out of step")
+        header_size, size = lengths(self._exactly(LENGTHS.size))
         whole = self._exactly(header_size + size)
         return msgspec.msgpack.decode(whole[:header_size], type=kind), whole[header_size:]
 
