@@ -53,7 +53,8 @@ wheel: install  ## Build the wheel into dist/
 
 lock: install  ## Pin every dependency anew, with hashes
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv
-	@for set in serving:'--extra serving' all:'--extra all' dev:'--extra all --group dev'; do \
+	@for set in serving:'--extra serving' \
+			serving-openvino:'--extra serving --extra openvino --no-emit-package openvino-telemetry' all:'--extra all' dev:'--extra all --group dev'; do \
 		$(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes \
 			--no-annotate --no-header $${set#*:} -o requirements/$${set%%:*}.txt --upgrade || exit 1; done
 

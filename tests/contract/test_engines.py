@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -23,7 +24,8 @@ Open = Callable[[bytes], Engine]
 @pytest.fixture(params=engines.ONNX)
 def open_engine(request) -> Open:
     """Open ONNX bytes with each engine that runs them."""
-    pytest.importorskip(request.param, reason=f"the engine {request.param} is not installed")
+    if find_spec(request.param) is None:  # importorskip would import it, telemetry and all
+        pytest.skip(f"the engine {request.param} is not installed")
     return partial(engines.open_engine, request.param, options=Options(streams=2))
 
 

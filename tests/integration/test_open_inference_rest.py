@@ -322,7 +322,7 @@ def test_pictures_of_one_request_are_queued_at_once(runtime: Runtime):
         asking.start()
         eventually(lambda: runtime.metric(line) == 6)
         asking.join()
-    eventually(lambda: runtime.metric(line) == 0)
+    eventually(lambda: runtime.metric(line) == 0, within=1.5, what="withdrawn, not worked off")
 
 
 def test_a_deadline_is_kept(runtime: Runtime):

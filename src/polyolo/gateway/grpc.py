@@ -110,17 +110,10 @@ class GrpcDoor:
             endpoint, visit.cold = await self._directory.pick_endpoint(visit.tenant)
             metadata = [(n, v) for n, v in context.invocation_metadata() if n in _PASSED]
             metadata.append(("x-request-id", request_id))
-            if visit.cold:
-                metadata.append(("polyolo-cold-start", "1"))
             left = context.time_remaining()
             try:
-                ask = partial(self._ask, endpoint, method, message, metadata, left, visit)
-                try:
-                    answer: bytes = await ask()
-                except _UnreachableError:  # a kept channel that was dead, or backs off
-                    self._forget(endpoint)
-                    answer = await ask()
-            except _UnreachableError:
+                answer = await self._ask(endpoint, method, message, metadata, left, visit)
+            except _UnreachableError:  # a new channel next time: this one would back off first
                 self._forget(endpoint)
                 raise NotReadyError("what should answer is out of reach; come again") from None
             visit.status = 200

@@ -31,9 +31,6 @@ _ENVIRONMENT = {
     # glibc gives each thread a heap of its own and keeps what is freed in it: 8 to 10 MB for
     # YOLOX-Nano after a few hundred photos, at no gain in speed that two streams could show.
     "MALLOC_ARENA_MAX": "1",
-    # Fixed, or they grow to the largest buffer ever freed: a decoded photo, a tensor.
-    "MALLOC_MMAP_THRESHOLD_": "1048576",
-    "MALLOC_TRIM_THRESHOLD_": "1048576",
 }
 """Of a model's process. Set from outside, since they are read before Python runs."""
 
@@ -117,6 +114,8 @@ class _Stream:
         self._writer = writer
 
     async def send(self, header: object, parts: Sequence[bytes] = ()) -> None:
+        if self._writer.is_closing():
+            raise EOFError("the process is gone")  # uvloop's own words are a RuntimeError
         self._writer.writelines(frame(header, parts))
         await self._writer.drain()
 
