@@ -359,6 +359,9 @@ async def test_a_load_that_hangs_is_reported_and_its_late_result_closed():
     "wrong",
     [
         RuntimeSpec(tenant="t_1", generation=2, default_model="x", models=(model("a", 1),)),
+        RuntimeSpec(
+            tenant="t_1", generation=2, default_model="a", models=(model("a", 1),), engine="abacus"
+        ),
         spec(2, model("a", 9)),
         spec(2, model("a", 1), model("a", 2)),
         spec(2, ModelSpec(name="a", current=1, versions=(version(1), version(1)))),

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     # Before numpy comes in: its BLAS would start a thread a core and keep memory for each.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from polyolo.web import die_with_parent
+    from polyolo.lifeline import die_with_parent
 
     die_with_parent()
     if asked.command == "inspect":

@@ -34,6 +34,8 @@ async def run(settings: Settings) -> None:
     def load(name: str, version: VersionSpec) -> loading.LoadedModel:
         data = loading.read_version(settings.spec.parent, version)
         model = loading.load(data, name, version, onnxruntime.open_engine)
+        del data
+        loading.give_memory_back()
         depth = metrics.queue_depth.labels(spec.tenant, name)
         depth.set_function(lambda: batcher.waiting(lambda key: _named(key, name)))
         return model

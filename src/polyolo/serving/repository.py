@@ -286,6 +286,8 @@ def _find(model: ModelSpec, number: int) -> VersionSpec:
 
 def _check(spec: RuntimeSpec) -> None:
     """Raise InvalidValueError for a spec that contradicts itself."""
+    if spec.engine != "onnxruntime":
+        raise InvalidValueError(f"there is no engine {spec.engine[:40]!r} here, only onnxruntime")
     names = [model.name for model in spec.models]
     if len(set(names)) != len(names):
         raise InvalidValueError("the spec names a model twice")
