@@ -1,7 +1,6 @@
 """The repository: what is loaded follows the spec, and a request never meets a closed model."""
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,69 +14,9 @@ from polyolo.errors import (
     NotFoundError,
     NotReadyError,
 )
-from polyolo.serving.loading import LoadedModel
 from polyolo.serving.repository import Repository
-from polyolo.types import (
-    DetectionSettings,
-    ModelRef,
-    ModelSpec,
-    ModelStatus,
-    Phase,
-    RuntimeSpec,
-    VersionSpec,
-)
-
-
-class Loads:
-    """A loader that can be told to fail or to wait, and that sees what is opened and closed."""
-
-    def __init__(self) -> None:
-        self.refuse: dict[str, Exception] = {}
-        self.gates: dict[str, threading.Event] = {}
-        self.asked: list[str] = []
-        self.opened: list[str] = []
-        self.closed: list[str] = []
-
-    def __call__(self, name: str, version: VersionSpec) -> LoadedModel:
-        ref = ModelRef(name=name, version=version.version)
-        self.asked.append(str(ref))
-        if str(ref) in self.gates:
-            assert self.gates[str(ref)].wait(10)
-        if str(ref) in self.refuse:
-            raise self.refuse[str(ref)]
-        self.opened.append(str(ref))
-        return LoadedModel(
-            ref,
-            version,
-            None,  # type: ignore[arg-type]  # nothing is detected here
-            family="yolox",
-            input=(1, 3, 64, 64),
-            engine="fake",
-            close=lambda: self.closed.append(str(ref)),
-        )
-
-    def hold(self, ref: str) -> threading.Event:
-        """Make loads of a version wait for the event returned."""
-        return self.gates.setdefault(ref, threading.Event())
-
-
-def version(number: int, digest: str = "d") -> VersionSpec:
-    return VersionSpec(version=number, digest=digest, uri=f"{number}.onnx")
-
-
-def model(name: str, current: int, *, versions: int = 3, **settings) -> ModelSpec:
-    return ModelSpec(
-        name=name,
-        current=current,
-        versions=tuple(version(number) for number in range(1, versions + 1)),
-        settings=DetectionSettings(**settings),
-    )
-
-
-def spec(generation: int, *models: ModelSpec) -> RuntimeSpec:
-    return RuntimeSpec(
-        tenant="t_1", generation=generation, default_model=models[0].name, models=models
-    )
+from polyolo.types import ModelSpec, ModelStatus, Phase, RuntimeSpec
+from tests.unit.loads import Loads, model, spec, version
 
 
 @asynccontextmanager
@@ -323,6 +262,22 @@ async def test_a_version_loaded_on_demand_is_put_in_force_without_another_load()
         await in_force(made, 2)
         assert await answering(made) == "a:2"
         assert (loads.opened, loads.closed, swaps) == (["a:1", "a:2"], ["a:1"], ["a"])
+
+
+async def test_a_version_withdrawn_while_a_request_waits_for_it_is_not_found():
+    """What nobody may call any more is closed when it arrives, and no request gets it."""
+    loads = Loads()
+    async with repository(loads) as (made, _):
+        made.apply(spec(1, model("a", 1)))
+        await in_force(made, 1)
+        gate = loads.hold("a:3")
+        asked = asyncio.create_task(made.acquire("a", 3))
+        await until(lambda: "a:3" in loads.asked)
+        made.apply(spec(2, model("a", 1, versions=2)))
+        gate.set()
+        with pytest.raises(NotFoundError):
+            await asked
+        assert loads.closed == ["a:3"]
 
 
 async def test_a_request_gets_an_open_model_even_when_its_own_was_retired_meanwhile():

@@ -9,7 +9,7 @@ import msgspec
 from starlette.routing import Router
 
 from polyolo import telemetry, web
-from polyolo.serving import loading, pipeline, rest
+from polyolo.serving import loading, memory, pipeline, rest
 from polyolo.serving.batcher import Batcher, Capacity
 from polyolo.serving.cpus import usable_cpus
 from polyolo.serving.engines import onnxruntime
@@ -27,6 +27,7 @@ async def run(settings: Settings) -> None:
     Raises OSError or ValueError with a sentence when it cannot start.
     """
     telemetry.configure_logging("serving")
+    memory.configure_malloc()
     configure_opencv()
     spec = read_spec(settings.spec)
     metrics = telemetry.Metrics()
@@ -35,7 +36,7 @@ async def run(settings: Settings) -> None:
         data = loading.read_version(settings.spec.parent, version)
         model = loading.load(data, name, version, onnxruntime.open_engine)
         del data
-        loading.give_memory_back()
+        memory.give_back()
         depth = metrics.queue_depth.labels(spec.tenant, name)
         depth.set_function(lambda: batcher.waiting(lambda key: _named(key, name)))
         return model

@@ -5,8 +5,6 @@ Loading runs in a thread of its own; what is loaded is used by every stream.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import threading
 from collections.abc import Callable
@@ -113,15 +111,6 @@ def load(data: bytes, name: str, version: VersionSpec, open_engine: OpenEngine) 
         engine=engine.name,
         close=engine.close,
     )
-
-
-def give_memory_back() -> None:
-    """Return what a load needed only for a moment to the system; glibc alone would keep it.
-
-    4 MB of YOLOX-Nano's, 16 MB of a YOLOv8n's. Call it when the file's bytes are let go of.
-    """
-    with contextlib.suppress(AttributeError):  # another libc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _test_picture() -> NDArray[np.uint8]:
