@@ -152,6 +152,7 @@ class Service:
                 )
             if not status:
                 await problem_response(known, scope["path"])(scope, receive, send_with_id)
+            del known  # its traceback holds this frame: a cycle that would keep the request's body
         finally:
             if self._log is not None:
                 self._log.info(
