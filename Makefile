@@ -30,7 +30,7 @@ check: install  ## Format, lint, types, import contracts, layout rules
 	@$(BIN)/ruff format --check --quiet . || { echo 'run: $(BIN)/ruff format .' >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-timings >.import-linter.log 2>&1 || { cat .import-linter.log; exit 1; }
+	@$(BIN)/lint-imports >.import-linter.log 2>&1 || { cat .import-linter.log; exit 1; }
 	@$(BIN)/pytest tests/layout
 
 e2e: install  ## Only the end to end tests

@@ -219,9 +219,9 @@ class Plan:
     """What a tenant may use; one value object for quota, rate limit and price."""
 
     name: str
-    max_in_flight: int = 64
+    max_in_flight: int = 256
     """Requests of the tenant inside the platform at once; more are answered 503 at the door.
-    64 keeps 32 busy connections clear of the limit and bounds the memory of held pictures."""
+    256 keeps a hundred busy connections clear of it, and bounds the memory of held pictures."""
     max_models: int = 20
     max_model_bytes: int = 512 * 1024 * 1024
     """Size of one uploaded file; a YOLOv8x in float32 is 261 MB."""

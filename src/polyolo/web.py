@@ -8,11 +8,9 @@ only returns an answer or raises an error of `polyolo.errors`.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -159,6 +157,7 @@ class Service:
                 )
             if not status:
                 await problem_response(known, scope["path"])(scope, receive, send_with_id)
+            del known  # its traceback holds this frame: a cycle that would keep the request's body
         finally:
             if self._log is not None:
                 self._log.info(
@@ -282,6 +281,8 @@ async def serve(
         app,
         http="httptools",
         loop="none",  # the caller runs the loop
+        ws="none",
+        proxy_headers=False,  # nobody's word on where a request came from is believed
         lifespan="off",  # composition roots build and close what they need themselves
         log_config=None,
         access_log=False,
@@ -300,18 +301,3 @@ async def serve(
     server.should_exit = True
     with suppress(asyncio.CancelledError):
         await serving
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it is gone (Linux).
-
-    The first thing a child does. `POLYOLO_PARENT` carries the parent's pid, so that a parent
-    that died before this call is noticed too. Does nothing for a process started by hand.
-    """
-    parent = os.environ.get("POLYOLO_PARENT")
-    if parent is None or sys.platform != "linux":
-        return
-    pr_set_pdeathsig = 1  # linux/prctl.h
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != int(parent):
-        os._exit(1)

@@ -83,7 +83,7 @@ class OpenLoop:
             await asyncio.sleep(0.001)
         good = len(self.seconds.get(200, []))
         took = time.perf_counter() - begun
-        while self.busy:  # noqa: ASYNC110  # the generator is to cost little while it measures
+        while self.busy:  # the generator is to cost little while it measures
             await asyncio.sleep(0.01)
         for connection in self.free:
             connection.transport.close()

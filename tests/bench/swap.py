@@ -42,7 +42,7 @@ async def load(
     for protocol in protocols:
         protocol.times = times
         await loop.create_unix_connection(lambda p=protocol: p, socket)
-    while not stop.is_set():  # noqa: ASYNC110  # a thread sets it
+    while not stop.is_set():  # a thread sets it
         await asyncio.sleep(0.02)
     for protocol in protocols:
         protocol.until = 0.0

@@ -19,6 +19,7 @@ elif word == "spin":
         pass
 elif word == "hog":
     bytearray(8 << 30)
+    print(json.dumps({"family": "yolox"}))
 elif word == "flood":
     while True:
         os.write(1, b"x" * 65536)

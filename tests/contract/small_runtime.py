@@ -1,7 +1,8 @@
 """A runtime that serves no model: speaks the runtime's protocol for tests of what starts one.
 
 Started as `python small_runtime.py --spec FILE --socket PATH`. The spec's default model asks for
-mischief: `crash` exits at once with status 3, `stubborn` ignores SIGTERM, `mute` never answers.
+mischief: `crash` exits at once with status 3, `stubborn` ignores SIGTERM, `refused` is refused
+when pushed.
 """
 
 import argparse
@@ -36,6 +37,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self):
         fresh = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if fresh["default_model"] == "refused":
+            self.answer({}, 422)
+            return
         for model in fresh["models"]:
             for version in model["versions"]:
                 file = self.server.directory / version["uri"]
@@ -74,8 +78,6 @@ def main():
     print("started with generation", spec["generation"], flush=True)
     if spec["default_model"] == "crash":
         sys.exit(3)
-    if spec["default_model"] == "mute":
-        signal.pause()
     ignore = spec["default_model"] == "stubborn"
     signal.signal(signal.SIGTERM, signal.SIG_IGN if ignore else lambda *_: os._exit(0))
     asked.socket.unlink(missing_ok=True)

@@ -71,7 +71,7 @@ class Api:
 async def until(look: Callable[[], Awaitable[Any]], within: float = 15.0) -> Any:
     """Return what `look` sees once it is true."""
     async with asyncio.timeout(within):
-        while not (seen := await look()):  # noqa: ASYNC110  # what is looked at is another process
+        while not (seen := await look()):  # what is looked at is another process
             await asyncio.sleep(0.02)
         return seen
 

@@ -19,7 +19,7 @@ from alembic.migration import MigrationContext
 
 from polyolo.control import db
 from polyolo.control.app import opened
-from polyolo.control.migrations import migrate
+from polyolo.control.migrations.upgrade import migrate
 from tests.integration.control_plane import GATEWAY, Api, running, serving, settings, until
 
 
@@ -269,3 +269,27 @@ def test_a_newer_database_is_left_alone(tmp_path: Path):
     with pytest.raises(RuntimeError, match="newer release"):
         migrate(engine)
     engine.dispose()
+
+
+async def test_no_secret_is_ever_stored(tmp_path: Path):
+    """Keys are in no byte of the home but the operator's file; every change left its event."""
+    chosen = settings(tmp_path / "home")
+    async with serving(chosen) as api:
+        tenant, key = await api.tenant("acme")
+        await api.ready(tenant)
+        made = await api.ask("POST", "/tenants/me/keys", key, json={"name": "ci"})
+        rotated = await api.ask("POST", f"/tenants/me/keys/{made.json()['id']}/rotate", key)
+        await api.ask("PATCH", "/tenants/acme", json={"state": "suspended"})
+        secrets = [key, made.json()["key"], rotated.json()["key"], api.control.operator_key]
+        for file in chosen.home.rglob("*"):
+            if file.is_file() and file != chosen.home / "operator.key":
+                content = file.read_bytes()
+                assert not any(secret.encode() in content for secret in secrets), file
+        with api.control.plane.ledger.reading() as connection:
+            events = connection.execute(sa.select(db.events).order_by(db.events.c.seq)).all()
+    actions = [event.action for event in events if not event.action.startswith("runtime.")]
+    assert actions == [
+        "standard.choose", "tenant.create", "key.create", "key.create", "key.revoke",
+        "key.create", "tenant.suspend",
+    ]  # fmt: skip
+    assert {event.tenant for event in events} == {None, tenant}

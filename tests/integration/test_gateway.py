@@ -107,6 +107,21 @@ async def test_headers_of_the_hop_do_not_come_back():
         assert made.runtimes["a"].requests[1].values("cookie") == []
 
 
+async def test_a_redirect_is_the_clients_business():
+    """An answer that points elsewhere is passed on; the gateway asks nobody else for it."""
+
+    async def behave(seen, receive, send):
+        await read(receive, seen)
+        await respond(send, 307, b"", [(b"location", b"/internal/v1/snapshot")])
+
+    async with platform() as made:
+        made.runtimes["a"].behave = made.control.behave = behave
+        answer = await made.detect("a")
+        assert (answer.status_code, answer.headers["location"]) == (307, "/internal/v1/snapshot")
+        assert (await made.client.get("/docs")).status_code == 307
+        assert len(made.runtimes["a"].requests) == len(made.control.requests) == 1
+
+
 async def test_who_is_not_known_or_not_allowed_gets_no_further():
     """401 with a challenge, or 403, as a problem document; no runtime is touched."""
     async with platform() as made:
@@ -260,6 +275,10 @@ async def test_nothing_is_ready_before_the_first_snapshot():
     async with platform(ready=False) as made:
         assert (await made.client.get("/readyz")).status_code == 503
         assert (await made.detect("a")).status_code == 401
+        made.control.close()  # now it answers that there is nothing new
+        await until(lambda: len(made.control.polls) > 2)
+        assert (await made.client.get("/readyz")).status_code == 503
+        made.control.closed = False
         made.publish()
         await made.revision()
         assert (await made.client.get("/readyz")).status_code == 200

@@ -193,6 +193,7 @@ def test_a_picture_on_which_a_model_fails_fails_alone(graph, reason: str):
 def test_a_model_that_crashes_while_it_opens_is_refused_and_the_old_one_serves():
     """The status says what became of the process that tried."""
     with serving(yolov8(best=0.9)) as runtime, load(runtime, {"frail": 2}) as seen:
+        eventually(lambda: seen["frail"]["good"] > 5)
         before = set(pids(runtime))
         runtime.add("frail", yolov8(best=0.9), yolov8(best=0.8), current=2)
         runtime.models.reverse()

@@ -74,6 +74,28 @@ def test_too_much_is_refused_at_once_and_the_rest_is_answered(runtime: Runtime):
     assert len(runtime.detect(picture(), model="quick")["detections"]) == 2
 
 
+def test_pictures_on_their_way_in_are_bounded_too(runtime: Runtime):
+    """Uploads that together would hold too much memory: the last is refused, small ones pass."""
+    megabyte = 1024 * 1024
+    head = f"POST /v1/detect HTTP/1.1\r\nhost: x\r\ncontent-length: {19 * megabyte}\r\n\r\n"
+    connections = []
+    try:
+        for _ in range(3):
+            connections.append(connection := socket.socket(socket.AF_UNIX))
+            connection.connect(str(runtime.socket))
+            connection.sendall(head.encode() + bytes(18 * megabyte))
+        refused = runtime.client.post("/v1/detect", content=bytes(18 * megabyte))
+        assert refused.status_code == 503
+        assert "MiB" in refused.json()["detail"]
+        runtime.detect(picture(), model="quick")
+    finally:
+        for connection in connections:
+            connection.close()
+    eventually(
+        lambda: runtime.client.post("/v1/detect", content=bytes(18 * megabyte)).status_code == 415
+    )
+
+
 def test_a_client_that_hangs_up_takes_its_request_back(runtime: Runtime):
     """What had not begun is never done, and is counted as 499."""
     connections = [send_only(runtime) for _ in range(20)]

@@ -216,7 +216,7 @@ async def test_a_start_for_which_there_are_no_descriptors_leaves_nothing(tmp_pat
             filling = []
             with suppress(OSError):
                 while True:
-                    filling.append(held.enter_context(Path("/dev/null").open()))
+                    filling.append(held.enter_context(Path("/dev/null").open()))  # noqa: ASYNC230
             for file in filling[len(filling) - free :]:
                 file.close()
             try:

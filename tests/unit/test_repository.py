@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import cast
 
 import pytest
 
@@ -15,100 +14,14 @@ from polyolo.errors import (
     NotFoundError,
     NotReadyError,
 )
-from polyolo.serving.batcher import Capacity
-from polyolo.serving.loaded import LoadedModel
-from polyolo.serving.process import ModelProcess
 from polyolo.serving.repository import Repository
-from polyolo.serving.wire import Opened, Opening
 from polyolo.types import (
-    DetectionSettings,
-    ModelRef,
     ModelSpec,
     ModelStatus,
     Phase,
     RuntimeSpec,
-    VersionSpec,
 )
-
-
-class Process:
-    """Stands in for a model's process; nothing is detected here."""
-
-    pid = 0
-    opened = Opened(family="yolox", input=(1, 3, 64, 64), engine="fake")
-
-    def __init__(self, on_close: Callable[[], None]) -> None:
-        self._on_close = on_close
-
-    async def ended(self) -> str:
-        await asyncio.Event().wait()
-        return ""
-
-    async def close(self) -> None:
-        self._on_close()
-
-
-class Loads:
-    """A loader that can be told to fail or to wait, and that sees what is opened and closed."""
-
-    def __init__(self) -> None:
-        self.refuse: dict[str, Exception] = {}
-        self.gates: dict[str, asyncio.Event] = {}
-        self.asked: list[str] = []
-        self.opened: list[str] = []
-        self.closed: list[str] = []
-        self.cancelled: list[str] = []
-        self.at_once = 0
-
-    async def __call__(self, name: str, version: VersionSpec) -> LoadedModel:
-        ref = str(ModelRef(name=name, version=version.version))
-        self.asked.append(ref)
-        self.at_once += 1
-        assert self.at_once == 1, "two loads at once double the peak of memory"
-        try:
-            if ref in self.gates:
-                await self.gates[ref].wait()
-        except asyncio.CancelledError:
-            self.cancelled.append(ref)
-            raise
-        finally:
-            self.at_once -= 1
-        if ref in self.refuse:
-            raise self.refuse[ref]
-        self.opened.append(ref)
-        opening = Opening(
-            ref=ModelRef(name=name, version=version.version),
-            path="",
-            digest=version.digest,
-            classes=(),
-            family=None,
-            streams=1,
-        )
-        process = cast("ModelProcess", Process(lambda: self.closed.append(ref)))
-        return LoadedModel(opening, version, process, Capacity(streams=1), 10.0)
-
-    def hold(self, ref: str) -> asyncio.Event:
-        """Make loads of a version wait for the event returned."""
-        return self.gates.setdefault(ref, asyncio.Event())
-
-
-def version(number: int, digest: str = "d") -> VersionSpec:
-    return VersionSpec(version=number, digest=digest, uri=f"{number}.onnx")
-
-
-def model(name: str, current: int, *, versions: int = 3, **settings) -> ModelSpec:
-    return ModelSpec(
-        name=name,
-        current=current,
-        versions=tuple(version(number) for number in range(1, versions + 1)),
-        settings=DetectionSettings(**settings),
-    )
-
-
-def spec(generation: int, *models: ModelSpec) -> RuntimeSpec:
-    return RuntimeSpec(
-        tenant="t_1", generation=generation, default_model=models[0].name, models=models
-    )
+from tests.unit.loads import Loads, model, spec, version
 
 
 @asynccontextmanager
@@ -463,3 +376,17 @@ async def test_closing_waits_for_what_was_swapped_out_and_stops_a_load():
     await made.close()
     assert loads.cancelled == ["b:2"]
     assert sorted(loads.closed) == ["a:1", "a:2", "b:1"]
+
+
+async def test_the_standard_model_waits_for_its_first_request_where_it_is_not_the_default():
+    """A tenant's own default loads ahead; `standard` beside it loads when somebody asks for it."""
+    load = Loads()
+    async with repository(load) as (made, _):
+        made.apply(spec(1, model("own", 1), model("standard", 1, versions=1)))
+        await in_force(made, 1)
+        assert load.opened == ["own:1"]
+        assert state(made, "standard", 1).state == "idle"
+        lease = await made.acquire("standard")
+        lease.release()
+        assert load.opened == ["own:1", "standard:1"]
+        assert state(made, "standard", 1).state == "ready"

@@ -21,7 +21,7 @@ from polyolo.control.api.asking import SCHEMES
 from polyolo.control.artifacts import ArtifactStore
 from polyolo.control.bodylimit import BodyLimit
 from polyolo.control.changes import Changes
-from polyolo.control.migrations import migrate
+from polyolo.control.migrations.upgrade import migrate
 from polyolo.control.plane import Plane
 from polyolo.control.reconciler import Reconciler
 from polyolo.control.service import standard

@@ -6,7 +6,6 @@ Only this module knows that databases differ. A schema change is a new migration
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -136,6 +135,9 @@ usage_records = sa.Table(
 )
 
 _WRITES = "polyolo_writes"  # execution option of a transaction that is going to write
+_WRITER_LOCK = 0x706F6C79
+"""Key of PostgreSQL's advisory lock that makes writers take turns, as they do on SQLite: what one
+reads (the next version's number, the room in a plan) is still so when it commits."""
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -152,7 +154,7 @@ def open_engine(url: str) -> sa.Engine:
     return engine
 
 
-def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
+def _prepare_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # we begin transactions, not the sqlite3 module
     for pragma in (
         "busy_timeout=30000",  # milliseconds; first, since the next one may have to wait
@@ -187,6 +189,8 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     with _worded(), engine.connect() as connection:
         connection = connection.execution_options(**{_WRITES: True})
         with connection.begin():
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITER_LOCK)))
             yield connection
 
 

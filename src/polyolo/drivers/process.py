@@ -110,9 +110,8 @@ class ProcessDriver:
                     self._tell(directory)
                     return
                 # Hung, or left by a platform that could not take it along: make room.
-                if not kernel.send(process, signal.SIGKILL, wait_s=_KILLED_S):
-                    raise OSError(f"process {process.pid} does not die")
-                self._reap(0.0)
+                _kill(process)
+            self._kill_strays(spec.tenant)
             directory.prepare()
             directory.write_spec(spec)
             self._starter.submit(self._start, directory).result()
@@ -122,7 +121,7 @@ class ProcessDriver:
         directory = RunDirectory(self._root, tenant)
         with self._locks[tenant]:
             if directory.exists() and self._end(directory):
-                self._reap(0.0)
+                self._kill_strays(tenant)
                 directory.delete()
 
     def wait(self, timeout: float) -> set[str]:
@@ -136,6 +135,8 @@ class ProcessDriver:
             for tenant in tenants:
                 self.remove(tenant)
             self._reap(0.05)
+        for child in list(self._children.values()):
+            self._kill_strays(child.tenant)
         self._starter.shutdown()
         self._reap(0.0)
         self._ends.close()
@@ -254,6 +255,13 @@ class ProcessDriver:
             return kernel.send(process, signal.SIGKILL, wait_s=_KILLED_S)
         return False
 
+    def _kill_strays(self, tenant: str) -> None:
+        """Kill children that no record names any more: their directory was tampered with."""
+        for child in list(self._children.values()):
+            if child.tenant == tenant:
+                _kill(child.process)
+        self._reap(0.0)
+
     def _reap(self, timeout: float) -> set[str]:
         """Learn of ended children; a child's end is on record before it leaves the table."""
         tenants = set()
@@ -276,6 +284,11 @@ class ProcessDriver:
 def is_runtime(entry: Path) -> bool:
     """Say whether a directory's entry can be a runtime's directory."""
     return is_tenant(entry.name) and entry.is_dir() and not entry.is_symlink()
+
+
+def _kill(process: Identity) -> None:
+    if not kernel.send(process, signal.SIGKILL, wait_s=_KILLED_S):
+        raise OSError(f"process {process.pid} does not die")
 
 
 def _worded(code: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyolo.web import die_with_parent
+from polyolo.lifeline import die_with_parent
 
 die_with_parent()  # before the imports that take time: an orphan must not outlive even those
 

@@ -98,12 +98,14 @@ class Leash:
     ClientDisconnect, DeadlineExceededError, or what the watched coroutine raised.
     """
 
-    __slots__ = ("_error", "_loop", "_seconds", "_task", "_timer", "_watcher")
+    __slots__ = ("_answered", "_error", "_left", "_loop", "_seconds", "_task", "_timer", "_watcher")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._error: BaseException | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._answered = False
+        self._left = False
 
     def __enter__(self) -> Self:
         """Start the clock."""
@@ -118,6 +120,9 @@ class Leash:
 
     def watch(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run beside the request; what it raises ends the request."""
+        if self._answered:  # a body that ends just after an early answer has
+            coroutine.close()
+            return
         self._watcher = self._loop.create_task(coroutine)
         self._watcher.add_done_callback(self._watched)
 
@@ -126,15 +131,16 @@ class Leash:
             self.end(error)
 
     def unwatch(self) -> None:
-        """Stop watching: from here on the request ends by itself."""
+        """Stop watching, for good: from here on the request ends by itself or by its time."""
+        self._answered = True
         if self._watcher is not None:
             self._watcher.remove_done_callback(self._watched)
             self._watcher.cancel()
             self._watcher = None
 
     def end(self, error: BaseException) -> None:
-        """End the request with an error, from outside its task."""
-        if self._error is None:
+        """End the request with an error, from outside its task; no effect once it is over."""
+        if self._error is None and not self._left:
             self._error = error
             self._task.cancel()
 
@@ -147,6 +153,7 @@ class Leash:
         """Stop the clock and the watching."""
         self._timer.cancel()
         self.unwatch()
+        self._left = True
         if (
             self._error is not None
             and self._task.uncancel() == 0  # else somebody cancelled the task besides

@@ -114,10 +114,10 @@ async def pull(directory: Directory, control: Upstream, token: str) -> None:
                 # After a break everything anew: control may have come back with another past.
                 known = -1 if away else directory.revision
                 fresh = await _poll(f"after={known}&gateway={name}", control, token)
-            if fresh is None:
-                directory.confirm()
-            else:
+            if fresh is not None:
                 directory.swap(fresh)
+            elif known >= 0:  # else there was nothing to confirm
+                directory.confirm()
         except (UpstreamError, OverloadedError, TimeoutError, msgspec.DecodeError, ValueError) as e:
             if not away:
                 _log.warning("control is away, serving from the last snapshot", reason=str(e))

@@ -24,6 +24,7 @@ from polyolo.errors import (
 )
 from polyolo.serving.loaded import LoadedModel
 from polyolo.types import (
+    STANDARD,
     DetectionSettings,
     ModelSpec,
     ModelStatus,
@@ -200,8 +201,9 @@ class Repository:
                 quality=loaded.opened.quality,
             )
         failed = self._failed.get(key)
-        current = self._models[name].current == version.version
-        state = "failed" if failed else "loading" if current or key in self._loading else "idle"
+        assert self._spec is not None  # it names the version
+        due = self._models[name].current == version.version and _loads_ahead(self._spec, name)
+        state = "failed" if failed else "loading" if due or key in self._loading else "idle"
         return ModelStatus(name=name, version=version.version, state=state, reason=failed or "")
 
     async def _converge(self) -> None:
@@ -212,7 +214,8 @@ class Repository:
             spec = self._spec
             assert spec is not None  # set before the event
             self._retire_unwanted()
-            for model in sorted(spec.models, key=lambda one: one.name != spec.default_model):
+            ahead = [model for model in spec.models if _loads_ahead(spec, model.name)]
+            for model in sorted(ahead, key=lambda one: one.name != spec.default_model):
                 key = (model.name, _find(model, model.current))
                 with suppress(NotReadyError):  # the status says why
                     loaded = self._loaded.get(key) or await self._load_once(key)
@@ -297,6 +300,15 @@ class Repository:
     def _is_current(self, key: _Key) -> bool:
         model = self._models.get(key[0])
         return model is not None and _find(model, model.current) == key[1]
+
+
+def _loads_ahead(spec: RuntimeSpec, name: str) -> bool:
+    """Say whether a model loads before anybody asks for it.
+
+    All do but the platform's own where the tenant has put another in its place: few ask for it
+    then, and it would hold the memory of a process in every runtime.
+    """
+    return name == spec.default_model or name != STANDARD
 
 
 def _find(model: ModelSpec, number: int) -> VersionSpec:

@@ -21,7 +21,7 @@ import msgspec
 
 from polyolo.errors import PolyoloError
 from polyolo.lifeline import die_with_parent, keep_memory_private
-from polyolo.serving import memory
+from polyolo.serving import malloc, memory
 from polyolo.serving.wire import LENGTHS, Job, Opened, Opening, frame, lengths, split
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def main(descriptors: Sequence[int]) -> None:
     from polyolo.serving.image import configure_opencv
     from polyolo.serving.pipeline import Pipeline
 
+    malloc.configure()
     configure_opencv()
     streams = [Stream(socket.socket(fileno=descriptor)) for descriptor in descriptors]
     opening, _ = streams[0].receive(Opening)
@@ -49,6 +50,7 @@ def main(descriptors: Sequence[int]) -> None:
     except Exception as error:  # noqa: BLE001  # whatever it is, the tenant is told
         streams[0].send(Opened(refused=_reason(error)))
         return
+    malloc.give_back()
     streams[0].send(opened)
     pipeline = Pipeline(opening.ref, detector)
     threads = [threading.Thread(target=serve, args=(one, pipeline)) for one in streams]

@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that `migrations.migrate` brings."""
+"""Runs the migrations on the connection that `migrations.upgrade` brings."""
 
 from alembic import context
 

@@ -57,22 +57,23 @@ def summed(ledger: Ledger, since: float, until: float, tenant: str | None = None
 
 
 def _usage(tenant: str, name: str, since: float, until: float, rows: list[Any]) -> Usage:
+    # PostgreSQL answers some sums as Decimal, which would become text in JSON.
     return Usage(
         tenant=tenant,
         name=name,
         since=since,
         until=until,
-        requests=sum(row.requests for row in rows),
-        images=sum(row.images for row in rows),
-        errors=sum(row.errors for row in rows),
-        engine_ms=sum(row.engine_ms for row in rows),
-        bytes_in=sum(row.bytes_in for row in rows),
+        requests=sum(int(row.requests) for row in rows),
+        images=sum(int(row.images) for row in rows),
+        errors=sum(int(row.errors) for row in rows),
+        engine_ms=sum(float(row.engine_ms) for row in rows),
+        bytes_in=sum(int(row.bytes_in) for row in rows),
         models=tuple(
             ModelUsage(
                 model=row.model,
                 requests=row.requests,
-                images=row.images,
-                engine_ms=row.engine_ms,
+                images=int(row.images),
+                engine_ms=float(row.engine_ms),
             )
             for row in rows
             if row.model  # requests refused before a model was picked have none
