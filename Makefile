@@ -16,7 +16,7 @@ $(READY): requirements/dev.txt pyproject.toml
 		{ echo "polyolo needs Python 3.11 or newer; name one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.11" >&2; exit 1; }
 	@echo "installing into $(VENV) (once) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -53,10 +53,13 @@ wheel: install  ## Build the wheel into dist/
 
 lock: install  ## Pin every dependency anew, with hashes
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv
-	@for set in serving:'--extra serving' \
-			serving-openvino:'--extra serving --extra openvino --no-emit-package openvino-telemetry' all:'--extra all' dev:'--extra all --group dev'; do \
-		$(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes \
-			--no-annotate --no-header $${set#*:} -o requirements/$${set%%:*}.txt --upgrade || exit 1; done
+	@lock() { $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--no-annotate --no-header --no-emit-package openvino-telemetry "$$@"; }; set -e; \
+	lock pyproject.toml --extra serving -o requirements/serving.txt; \
+	lock pyproject.toml --extra serving --extra openvino -o requirements/serving-openvino.txt; \
+	lock pyproject.toml --extra all -o requirements/all.txt; \
+	lock pyproject.toml --extra all --group dev -o requirements/dev.txt; \
+	echo 'hatchling>=1.27' | lock - -c requirements/dev.txt -o requirements/build.txt
 
 clean:  ## Remove what the targets made
 	@rm -rf $(VENV) dist out .import-linter.log .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
