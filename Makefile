@@ -38,6 +38,9 @@ e2e: install  ## Only the end to end tests
 
 bench: install  ## Speed of one machine as ratios taken in one run
 	@$(BIN)/python -m tests.bench.speed
+	@$(BIN)/python -m tests.bench.speed --model yolov8n --connections 8 32
+	@$(BIN)/python -m tests.bench.overload
+	@$(BIN)/python -m tests.bench.swap
 
 PROTO := polyolo/serving/inference
 

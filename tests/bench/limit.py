@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from polyolo.serving.detector import resolve
+from polyolo.serving.engines import EXACT, Options
 from polyolo.serving.image import configure_opencv, decode
 from polyolo.serving.imagecheck import ImageLimits, read_header
 from polyolo.serving.loading import open_detector
@@ -26,9 +27,17 @@ def main() -> None:
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--engine", default="onnxruntime")
+    parser.add_argument("--arithmetic", default=EXACT)
     args = parser.parse_args()
     configure_opencv()
-    detector = open_detector(args.model.read_bytes(), family=None, classes=())
+    detector = open_detector(
+        args.model.read_bytes(),
+        family=None,
+        classes=(),
+        engine=args.engine,
+        options=Options(arithmetic=args.arithmetic, streams=args.threads),
+    )
     criteria = resolve(DetectionSettings(), detector.names)
     pictures = [path.read_bytes() for path in args.pictures]
     limits = ImageLimits()

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import Body, FastAPI
 
 from polyolo.serving.detector import Detector, resolve
-from polyolo.serving.engines.onnxruntime import open_engine
+from polyolo.serving.engines import open_engine
 from polyolo.serving.heads import class_names, recognise
 from polyolo.serving.image import decode
 from polyolo.serving.imagecheck import ImageLimits, read_header
@@ -27,8 +27,8 @@ class DefaultSession:
     """A session with ONNX Runtime's own settings: as many threads a run as there are cores."""
 
     def __init__(self, data: bytes) -> None:
-        self.signature = open_engine(data).signature
-        self.name = "onnxruntime"
+        self.name, self.device = "onnxruntime", "cpu"
+        self.signature = open_engine(self.name, data).signature
         self._session = ort.InferenceSession(data)
 
     def infer(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ import platform as host
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from polyolo.models import bundled, sample_boards
+from tests.bench.graphs import yolov8n
 from tests.e2e.platform import SHARED, Platform, eventually
 
 ROOT = Path(__file__).parents[2]
 Figures = dict[str, float]
+
+LIMITS = (("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"))
+"""Engines and arithmetics to measure without a server; the first is what the ratios refer to."""
 
 
 def measure(module: str, *arguments: object) -> Figures:
@@ -57,13 +62,26 @@ def plain_server(model: Path, socket: Path) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="an ONNX file; else YOLOX-Nano, else pcb:2")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="an ONNX file, or yolov8n for a graph of its size; else YOLOX-Nano, else pcb:2",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32, 128])
     args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        run(args, Path(scratch))
+
+
+def run(args: argparse.Namespace, scratch: Path) -> None:
+    """Measure one model and print the table. scratch: a directory for what is generated."""
     nano = SHARED / "models/yolox_nano.onnx"
     model = args.model or (nano if nano.exists() else bundled("pcb", 2))
+    if model == Path("yolov8n"):  # random weights: right for timing, nothing to be found
+        model = scratch / "yolov8n-sized.onnx"
+        model.write_bytes(yolov8n(seed=0))
     photos = sorted((SHARED / "photos").glob("*.jpg"))
     pictures = photos if photos and model != bundled("pcb", 2) else sample_boards()
     cpus = len(os.sched_getaffinity(0))
@@ -86,7 +104,10 @@ def main() -> None:
         with plain_server(model, plain):
             for _ in range(args.rounds):
                 limit = ["--threads", cpus, "--seconds", args.seconds]
-                results["limit", cpus].append(measure("limit", model, *pictures, *limit))
+                for engine, arithmetic in LIMITS:
+                    how = ["--engine", engine, "--arithmetic", arithmetic]
+                    figures = measure("limit", model, *pictures, *limit, *how)
+                    results[f"limit: {engine} {arithmetic}", cpus].append(figures)
                 for connections in args.connections:
                     options = ["--connections", connections, "--seconds", args.seconds]
                     for door, target in doors.items():
@@ -99,7 +120,7 @@ def main() -> None:
 
 def report(results: dict[tuple[str, int], list[Figures]], model: Path, cpus: int) -> None:
     """Print the table, and what the gateway adds."""
-    limits = results["limit", cpus]
+    limits = results[f"limit: {' '.join(LIMITS[0])}", cpus]
     table = Table(title=f"{model.name} on {processor()}, {cpus} CPUs")
     for column in ("where", "connections", "images/s", "p50 ms", "p99 ms", "of the limit"):
         table.add_column(column, justify="left" if column == "where" else "right")
@@ -111,7 +132,7 @@ def report(results: dict[tuple[str, int], list[Figures]], model: Path, cpus: int
         ratio = statistics.median(
             mine["rate"] / limit["rate"] for mine, limit in zip(rounds, limits, strict=True)
         )
-        at = f"{connections} threads" if where == "limit" else str(connections)
+        at = f"{connections} threads" if where.startswith("limit") else str(connections)
         table.add_row(where, at, f"{rate:.1f}", f"{p50:.2f}", f"{p99:.2f}", f"{ratio:.3f}")
     console = Console(width=100)
     console.print(table)
