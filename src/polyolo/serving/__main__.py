@@ -18,7 +18,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8800, help="TCP port to listen on")
     parser.add_argument(
-        "--stuck-after", type=float, default=10.0, help="seconds on one batch until /livez fails"
+        "--stuck-after",
+        type=float,
+        default=10.0,
+        help="seconds on one batch until a model counts as hung",
     )
     commands = parser.add_subparsers(dest="command", metavar="inspect FILE")
     inspect = commands.add_parser("inspect", help="print what a model file holds, as JSON")

@@ -19,5 +19,5 @@ class Settings:
     port: int = 8800
     """TCP port to listen on; gRPC listens on the port behind it."""
     stuck_after_s: float = 10.0
-    """Seconds a worker may take for one batch before /livez says that it is stuck. The default is
-    several times what the largest YOLO takes on one slow core."""
+    """Seconds on one batch after which a model counts as hung: the batch fails and the model's
+    process is started again. Several times what the largest YOLO takes on one slow core."""
