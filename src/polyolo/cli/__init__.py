@@ -27,6 +27,7 @@ _COMMANDS = (
     ("detect:detect", USE, "Detect objects in pictures."),
     ("models:app", USE, "Push, switch and tune a tenant's models."),
     ("keys:app", USE, "A tenant's API keys."),
+    ("oauth:app", USE, "A tenant's OAuth clients and their access tokens."),
     ("usage:usage", USE, "What a tenant has used."),
     ("tenants:app", OPERATE, "Create, suspend and delete tenants."),
     ("serve:serve", PROCESSES, "One tenant's runtime."),

@@ -34,6 +34,9 @@ def gateway(
     control: str,
     host: str = "127.0.0.1",
     port: int = 8700,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    trusted_proxies: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     token: Annotated[str, Parameter(env_var="POLYOLO_GATEWAY_TOKEN", show=False)],
 ) -> int:
     """Run one gateway: the public door of a platform whose control plane runs elsewhere.
@@ -42,16 +45,30 @@ def gateway(
 
     Args:
         control: Where the control plane answers: `unix:/path/to/socket` or `http://host:port`.
-        host: Address to listen on.
+        host: Address to listen on; beyond this machine only with TLS.
         port: Port to listen on.
+        tls_cert: Certificate with its chain, PEM.
+        tls_key: The certificate's private key, PEM.
+        trusted_proxies: Network (CIDR) of proxies whose X-Forwarded-For is believed; repeat for
+            more. [default: nobody's]
         token: What this gateway proves itself with.
     """
     import uvloop
 
+    from polyolo import tls
     from polyolo.gateway.app import run
     from polyolo.gateway.settings import Settings
+    from polyolo.gateway.source import checked
 
-    uvloop.run(run(Settings(host=host, port=port, control=control, token=token)))
+    settings = Settings(
+        host=host,
+        port=port,
+        tls=tls.chosen(host, None, None, tls_cert, tls_key),
+        trusted_proxies=checked(trusted_proxies),
+        control=control,
+        token=token,
+    )
+    uvloop.run(run(settings))
     return 0
 
 

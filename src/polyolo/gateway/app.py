@@ -14,17 +14,25 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from polyolo import telemetry, web
-from polyolo.errors import MethodNotAllowedError, NotFoundError, OverloadedError, PolyoloError
+from polyolo.errors import (
+    MethodNotAllowedError,
+    NotFoundError,
+    NotReadyError,
+    OverloadedError,
+    PolyoloError,
+)
 from polyolo.gateway import routing
-from polyolo.gateway.auth import authenticate, authorise
+from polyolo.gateway.auth import authenticate, authorise, presented
 from polyolo.gateway.headers import for_control, for_runtime
 from polyolo.gateway.inbound import Leash
 from polyolo.gateway.limits import Bound
 from polyolo.gateway.proxy import Exchange
 from polyolo.gateway.routing import Directory
 from polyolo.gateway.settings import Settings
+from polyolo.gateway.source import address_of, networks
 from polyolo.gateway.upstream import Upstream, UpstreamError
 from polyolo.gateway.usage import NOTHING, Ledger, Meter, metered
+from polyolo.types import Principal
 
 _TO_CONTROL = ("/api", "/oauth2", "/openapi.json", "/docs", "/.well-known")
 _OWN = ("/livez", "/readyz", "/metrics")
@@ -38,6 +46,7 @@ class Detections:
         self._settings = settings
         self._directory = directory
         self._meter = meter
+        self._proxies = networks(settings.trusted_proxies)
         self._inside = Bound()
         self._upstreams: dict[str, Upstream] = {}
 
@@ -47,15 +56,21 @@ class Detections:
         settings, directory, meter = self._settings, self._directory, self._meter
         scope = exchange.scope
         log = scope["state"]["log"]
-        tenant = name = ""
+        source = address_of(scope, self._proxies)
+        who: Principal | None = None
+        name = ""
         status = 500
         cold = False
         try:
             if scope["path"] == "/v1/detect" and scope["method"] != "POST":
                 raise MethodNotAllowedError("send the picture with POST")
-            principal = authenticate(scope["headers"], directory.keys, time.time())
-            route = authorise(principal, directory.tenants)
-            tenant, name = route.tenant, route.name
+            credential = presented(scope["headers"])
+            if why := directory.distrust():
+                raise NotReadyError(f"{why}; come again shortly")
+            principal = authenticate(credential, directory.keys, directory.book, time.time())
+            ranges = directory.ranges.get(principal.id, ())
+            route = authorise(principal, directory.tenants, ranges=ranges, source=source)
+            who, tenant, name = principal, route.tenant, route.name
             log["tenant"] = name
             full = OverloadedError("too many requests of this tenant at once; come again shortly")
             with (
@@ -81,8 +96,9 @@ class Detections:
             if said.model:
                 log["model"] = f"{said.model}:{said.version}"
             meter.count(name, said.model, status, time.perf_counter() - started, cold=cold)
-            if tenant and _is_metered(scope):
-                meter.bill(tenant, status, said, bytes_in=exchange.inbound.received, cold=cold)
+            if who and _is_metered(scope):
+                received = exchange.inbound.received
+                meter.bill(who, str(source or ""), status, said, bytes_in=received, cold=cold)
 
     def _upstream(self, endpoint: str) -> Upstream:
         upstream = self._upstreams.get(endpoint)
@@ -108,12 +124,14 @@ class ControlApi:
     def __init__(self, settings: Settings, control: Upstream) -> None:
         self._settings = settings
         self._control = control
+        self._proxies = networks(settings.trusted_proxies)
 
     async def __call__(self, exchange: Exchange) -> None:
         """Serve one request. Raises what is to be answered."""
         with Leash(self._settings.control_deadline_s) as leash:
             await exchange.take_in(leash, self._settings.whole_body_bytes)
-            headers = for_control(exchange.scope)
+            source = address_of(exchange.scope, self._proxies)
+            headers = for_control(exchange.scope, str(source or ""))
             await exchange.forward(leash, self._control, headers, repeatable=False)
 
 
@@ -164,15 +182,15 @@ def door(detections: Detections, control: ControlApi, own: ASGIApp) -> ASGIApp:
 def probes(directory: Directory, metrics: telemetry.Metrics) -> ASGIApp:
     """Return the application of /livez, /readyz and /metrics.
 
-    /readyz is 200 once control has answered and detections can be routed; it tells the snapshot's
-    revision and the seconds since control last confirmed it.
+    /readyz is 200 while control confirms credentials, so that detections can be served; it tells
+    the snapshot's revision and the seconds since control last confirmed it.
     """
 
     async def live() -> str:
         return ""
 
     async def ready() -> str:
-        return "no snapshot from control yet" if directory.age_s() is None else ""
+        return directory.distrust()
 
     async def readyz(_: Request) -> Response:
         reason, age = await ready(), directory.age_s()
@@ -230,4 +248,4 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
         listener = socket.socket(fileno=settings.listen)
     async with gateway(settings) as app:
         telemetry.logger("gateway").info("listening", address=listener.getsockname()[:2])
-        await web.serve(app, listener, stop=stop, drain_s=settings.drain_s)
+        await web.serve(app, listener, stop=stop, drain_s=settings.drain_s, tls=settings.tls)
