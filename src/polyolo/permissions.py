@@ -21,6 +21,7 @@ OPERATOR_ONLY = frozenset(
         "usage:read-all",
         "audit:read-all",
         "registrations:invite",
+        "signing-keys:rotate",
     }
 )
 """Actions on the platform, or on a tenant as such."""

@@ -15,7 +15,10 @@ _NO_DATABASE = {"test_control_processes"}  # of the driver alone
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give every test of the control plane, or of the audit log, the two databases."""
     module = metafunc.module.__name__.rpartition(".")[2]
-    if module.startswith(("test_control_", "test_audit", "test_accounts")) and module not in _NO_DATABASE:
+    if (
+        module.startswith(("test_control_", "test_audit", "test_accounts", "test_oauth"))
+        and module not in _NO_DATABASE
+    ):
         metafunc.fixturenames.append("database")
         metafunc.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 

@@ -46,8 +46,10 @@ def server() -> Iterator[Path]:
         data = home / "data"
         quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": home}
         made = subprocess.run(
-            [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N"]
-            + ["--locale=C", "--encoding=UTF8"],
+            [
+                *(programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust"),
+                *("--no-sync", "--locale=C", "--encoding=UTF8"),
+            ],
             **quiet,
             **identity,
         )
@@ -73,9 +75,11 @@ def server() -> Iterator[Path]:
 def url(directory: Path | str, name: str) -> str:
     """Return the URL of the database that belongs to `name`, made if need be."""
     database = "p" + hashlib.sha256(name.encode()).hexdigest()[:20]
-    with psycopg.connect(host=str(directory), user="postgres", autocommit=True) as connection:
-        with suppress(psycopg.errors.DuplicateDatabase):
-            connection.execute(f'CREATE DATABASE "{database}"')
+    with (
+        psycopg.connect(host=str(directory), user="postgres", autocommit=True) as connection,
+        suppress(psycopg.errors.DuplicateDatabase),
+    ):
+        connection.execute(f'CREATE DATABASE "{database}"')
     return f"postgresql://postgres@/{database}?host={directory}"
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 import sqlalchemy as sa
 
 from polyolo.control import db
+from polyolo.control.idempotency import OnceRoute
 from polyolo.control.service import replays
 from tests.integration.control_plane import Api, serving, settings
 from tests.integration.people import PASSWORD, post, register, sign_in
@@ -104,7 +106,7 @@ async def test_no_secret_is_kept_in_clear(api: Api):
     _, mine = await api.tenant("acme")
     made = (await once(api, "/tenants/me/keys", mine, json={"name": "canary-name"})).json()
     body = {"email": "ann@example.com", "password": PASSWORD, "organization": "Acme"}
-    assert (await post(api, "/register", body, **{"idempotency_key": "r1"})).status_code == 201
+    assert (await post(api, "/register", body, idempotency_key="r1")).status_code == 201
     with api.control.plane.ledger.reading() as connection:
         rows = str(connection.execute(sa.select(db.replays)).all())
     for secret in (made["key"], mine, "order-1", "canary-name", PASSWORD, "ann@"):
@@ -165,8 +167,29 @@ async def test_a_first_request_without_an_outcome_is_not_repeated(api: Api):
     assert (await once(api, "/tenants/me/keys", mine, json={})).status_code == 201
 
 
+async def test_every_post_of_the_api_takes_a_key(api: Api):
+    """No resource is left out; an OAuth client's secret is told again to who asked for it."""
+    posts = [route for route in _routes(api.control.app) if route.methods == {"POST"}]
+    inside = [route for route in posts if not route.path.startswith(("/oauth2", "/internal"))]
+    assert len(inside) >= 10
+    assert {type(route) for route in inside} == {OnceRoute}
+    _, mine = await api.tenant("acme")
+    first = await once(api, "/tenants/me/oauth-clients", mine, json={"name": "ci"})
+    again = await once(api, "/tenants/me/oauth-clients", mine, json={"name": "ci"})
+    assert (first.status_code, again.json()) == (201, first.json())
+    assert first.json()["client_secret"]
+
+
+def _routes(app: Any) -> Iterator[Any]:
+    while not hasattr(app, "routes"):
+        app = app._app
+    for route in app.routes:
+        included = getattr(route, "original_router", None)
+        yield from included.routes if included else [route]
+
+
 async def test_a_session_is_never_kept(api: Api):
-    """Signing in twice with one key gives two sessions: an answer with a cookie is not told twice."""
+    """Signing in twice with one key gives two sessions: no cookie is told twice."""
     await register(api, "ann@example.com")
     ann = await sign_in(api, "ann@example.com", **ONCE)
     other = await sign_in(api, "ann@example.com", **ONCE)

@@ -1,4 +1,4 @@
-"""Sessions over a real socket: signed in and out, guessed at, fixed, and asked for by other sites."""
+"""Sessions over a real socket: signed in, out, guessed at, fixed, asked for by other sites."""
 
 from __future__ import annotations
 

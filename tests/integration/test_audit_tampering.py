@@ -254,10 +254,11 @@ def test_a_tenant_sees_what_was_done_to_its_own(ledger: Ledger):
     """Edited, gone, cut off: told by the place among its own entries; others' are not its."""
     table = db.events
     own = table.c.tenant == "t_aaaaaaaaaa"
+    own_count = audit.verified(ledger, "t_aaaaaaaaaa").entries
     for where, change, named in (
         (table.c.number == 2, {"actor": "other"}, {2}),
-        (table.c.number == 2, None, {3}),
-        (table.c.number >= 5, None, {4}),
+        (table.c.number == 2, None, {2}),
+        (table.c.number >= own_count - 1, None, {own_count - 1, own_count}),
     ):
         with ledger._engine.connect() as connection, connection.begin() as transaction:
             what = table.delete() if change is None else table.update().values(**change)
@@ -309,9 +310,8 @@ def test_pruning_keeps_the_rest_verifiable(database: str, tmp_path: Path):
     """Older entries go, the rest verifies, later tampering is named; evidence is not pruned."""
     ledger = written(tmp_path)
     middle = list(audit.entries(ledger))[30]
-    first = middle.seq  # entries of one transaction have one time: the earliest of it stays
-    while first > 1 and list(audit.entries(ledger, after=first - 2, limit=1))[0].at == middle.at:
-        first -= 1
+    # Entries of one transaction have one time: the earliest of it stays.
+    first = min(entry.seq for entry in audit.entries(ledger) if entry.at == middle.at)
     assert audit.prune(ledger, middle.at) == first - 1
     assert audit.verified(ledger).problems == ()
     assert audit.verified(ledger, "t_bbbbbbbbbb").problems == ()

@@ -106,7 +106,7 @@ def test_the_tenant_must_be_active_and_the_key_must_be_for_this():
         tenant="t_1", name="a", state=TenantState.ACTIVE, plan=Plan(name="p"), phase=Phase.READY
     )
     assert authorise(WHO, {"t_1": route}) is route
-    with pytest.raises(ForbiddenError, match="scope 'detect'"):
+    with pytest.raises(ForbiddenError, match="scope detect"):
         authorise(Principal(kind="key", id="x", tenant="t_1"), {"t_1": route})
     suspended = TenantRoute(
         tenant="t_1", name="a", state=TenantState.SUSPENDED, plan=Plan(name="p"), phase=Phase.READY

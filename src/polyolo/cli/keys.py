@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from polyolo.cli.door import TENANT, AsTenant, as_tenant
+from polyolo.cli.door import TENANT, AsTenant, as_tenant, default_home
 from polyolo.cli.output import moment, say, show, show_json, table
+from polyolo.errors import InvalidValueError
 from polyolo.resources import ApiKey
 
 app = App(name="keys", help="A tenant's API keys.")
@@ -88,6 +90,36 @@ def revoke(key_id: str, /, *, door: AsTenant = TENANT) -> None:
 
 def _seconds(given: str | None) -> str | int | None:
     return int(given) if given is not None and given.isdecimal() else given
+
+
+@app.command
+def rotate_master(
+    *,
+    home: Path | None = None,
+    database: Annotated[str, Parameter(env_var="POLYOLO_DATABASE")] = "",
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+) -> None:
+    """Put a new master key in force, which seals what is secret in the database. For the operator.
+
+    The platform must not run. Keep the old key as long as backups that it opens.
+
+    Args:
+        home: Home of `polyolo up`; holds the key in `master.key`.
+            [default: ~/.local/share/polyolo]
+        database: SQLAlchemy URL. [default: SQLite in the home]
+        json: Print JSON.
+    """
+    from polyolo.control.rotation import rotate_master as rotated
+
+    where = (home or default_home()).absolute()
+    if not where.is_dir():
+        raise InvalidValueError(f"{where} is no home of a platform; name it with --home")
+    count = rotated(where, database or f"sqlite:///{where / 'polyolo.db'}")
+    show(
+        {"rewrapped": count},
+        lambda: f"A new master key is in {where / 'master.key'}; it wraps {count} data keys.",
+        json=json,
+    )
 
 
 def _show_new(key: ApiKey, *, json: bool) -> None:

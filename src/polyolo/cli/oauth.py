@@ -6,7 +6,16 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from polyolo.cli.door import KEY, TENANT, AsKey, AsTenant, as_tenant
+from polyolo.cli.door import (
+    KEY,
+    OPERATOR,
+    TENANT,
+    AsKey,
+    AsOperator,
+    AsTenant,
+    as_operator,
+    as_tenant,
+)
 from polyolo.cli.output import moment, say, show, show_json, table
 from polyolo.client import Client
 
@@ -83,3 +92,14 @@ def token(
     with Client(door.url, ca=door.ca) as polyolo:
         made = polyolo.access_token(client_id, client_secret, scopes=scope)
     show(made, lambda: made.access_token, json=door.json)
+
+
+@app.command
+def rotate_signing_key(*, door: AsOperator = OPERATOR) -> None:
+    """Sign tokens with a new key at once, as after a leak: all there are stop working.
+
+    For the operator. By itself the platform changes its key every month, and no token suffers.
+    """
+    with as_operator(door) as polyolo:
+        polyolo.rotate_signing_keys()
+    show({"rotated": True}, lambda: "Tokens are signed with a new key.", json=door.json)

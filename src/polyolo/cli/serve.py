@@ -75,16 +75,23 @@ def gateway(
 def control(
     *,
     home: Path | None = None,
-    database: str = "",
+    database: Annotated[str, Parameter(env_var="POLYOLO_DATABASE")] = "",
+    store: Path | None = None,
     standard_model: Path,
+    audit_days: int = 365,
 ) -> int:
     """Run the control plane on the Unix socket `run/control.sock` of its home.
 
-    Gateways prove themselves with the token in POLYOLO_GATEWAY_TOKEN.
+    Gateways prove themselves with the token in POLYOLO_GATEWAY_TOKEN. Several control planes may
+    share a database, each in a home of its own with the same operator.key and master.key, and
+    one --store: all answer, one of them runs the tenants' runtimes.
 
     Args:
         home: Directory of everything that is kept. [default: ~/.local/share/polyolo]
-        database: SQLAlchemy URL. [default: SQLite in the home]
+        database: SQLAlchemy URL; in the environment if it holds a password.
+            [default: SQLite in the home]
+        store: Directory of the model files. [default: artifacts in the home]
+        audit_days: How long the audit log is kept, 184 to 365 days.
         standard_model: ONNX file of the model that every tenant may call as `standard`.
     """
     import uvloop
@@ -97,6 +104,8 @@ def control(
     settings = ControlSettings(
         home=(home or default_home()).absolute(),
         database=database,
+        store=store and store.absolute(),
+        audit_days=audit_days,
         standard=standard_model.absolute(),
     )
     if token := os.environ.get("POLYOLO_GATEWAY_TOKEN"):

@@ -17,11 +17,11 @@ from polyolo import models, telemetry, web
 from polyolo.cli.door import default_home
 from polyolo.cli.output import say
 from polyolo.control import app as control
-from polyolo.control.settings import ControlSettings
+from polyolo.control.settings import ControlSettings, Registration
 from polyolo.errors import InvalidValueError
 from polyolo.gateway.source import checked
 from polyolo.lifeline import die_with_parent
-from polyolo.tls import Tls, chosen, fingerprint, reachable
+from polyolo.tls import Tls, chosen, fingerprint, loopback, reachable
 
 _PAUSE_S = 0.25  # before a gateway that ended is started again: a crash at start must not spin
 _DRAIN_S = 35.0  # the gateway gives its requests 30, and hands over its usage after that
@@ -32,12 +32,14 @@ def up(
     host: str = "127.0.0.1",
     port: int = 8700,
     home: Path | None = None,
-    database: str = "",
+    database: Annotated[str, Parameter(env_var="POLYOLO_DATABASE")] = "",
     standard_model: str = ":".join(map(str, models.STANDARD)),
     tls: Literal["self-signed"] | None = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     public_url: str | None = None,
+    registration: Literal["open", "invite", "closed"] | None = None,
+    audit_days: int = 365,
     trusted_proxies: Annotated[tuple[str, ...], Parameter(negative="")] = (),
 ) -> int:
     """Run the whole platform on this machine: control plane, gateway, tenants' runtimes.
@@ -49,7 +51,8 @@ def up(
         port: Port to listen on.
         home: Directory of everything that is kept, made when missing; holds the operator's key
             in `operator.key`. [default: ~/.local/share/polyolo]
-        database: SQLAlchemy URL. [default: SQLite in the home]
+        database: SQLAlchemy URL; in the environment if it holds a password.
+            [default: SQLite in the home]
         standard_model: What every tenant may call as `standard`: a bundled model as NAME:VERSION,
             or an ONNX file.
         tls: `self-signed`: speak TLS with a certificate made here, for trials.
@@ -57,6 +60,9 @@ def up(
         tls_key: The certificate's private key, PEM.
         public_url: Where clients reach the platform; access tokens are issued for it.
             [default: the address listened on]
+        registration: Who may register: everybody (open), whoever was invited, or nobody (closed).
+            [default: open on this machine only, else invite]
+        audit_days: How long the audit log is kept, 184 to 365 days.
         trusted_proxies: Network (CIDR) of proxies whose X-Forwarded-For is believed; repeat for
             more. [default: nobody's]
     """
@@ -67,8 +73,10 @@ def up(
     speaking = chosen(host, home, tls, tls_cert, tls_key)
     settings = ControlSettings(
         home=home,
-        secure_cookies=speaking is not None,
+        registration=Registration(registration or ("open" if loopback(host) else "invite")),
+        secure_cookies=speaking is not None or (public_url or "").startswith("https:"),
         database=database,
+        audit_days=audit_days,
         standard=_model_file(standard_model),
         standard_label=standard_model,
     )
@@ -137,7 +145,8 @@ async def _gateway(arguments: tuple[str, ...], token: str, door: int) -> None:
         "POLYOLO_GATEWAY_TOKEN": token,
         "POLYOLO_PARENT": str(os.getpid()),
     }
-    environment.pop("POLYOLO_OPERATOR_KEY", None)  # the door has no use for it
+    for secret in ("POLYOLO_OPERATOR_KEY", "POLYOLO_MASTER_KEY", "POLYOLO_DATABASE"):
+        environment.pop(secret, None)  # the door has no use for it
     while True:
         child = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -94,3 +94,8 @@ def access_token(
         repeatable=True,
         anonymous=True,
     )
+
+
+def rotate_signing_keys() -> Call[None]:
+    """Sign access tokens with a new key at once; all there are stop working. Operator only."""
+    return post("/api/v1/signing-keys/rotate", {}, lambda _: None)

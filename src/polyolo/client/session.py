@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 
 from polyolo import __version__
-from polyolo.client import credentials, operations
+from polyolo.client import accounts, auditing, credentials, operations
 from polyolo.client.call import (
     DEFAULT_URL,
     Call,
@@ -171,6 +171,19 @@ class Client(_Session):
     list_oauth_clients = _blocking(credentials.list_oauth_clients)
     revoke_oauth_client = _blocking(credentials.revoke_oauth_client)
     access_token = _blocking(credentials.access_token)
+    rotate_signing_keys = _blocking(credentials.rotate_signing_keys)
+
+    register = _blocking(accounts.register)
+    accept_invitation = _blocking(accounts.accept_invitation)
+    list_users = _blocking(accounts.list_users)
+    change_role = _blocking(accounts.change_role)
+    remove_user = _blocking(accounts.remove_user)
+    invite = _blocking(accounts.invite)
+    list_invitations = _blocking(accounts.list_invitations)
+    withdraw_invitation = _blocking(accounts.withdraw_invitation)
+
+    list_audit = _blocking(auditing.list_audit)
+    verify_audit = _blocking(auditing.verify_audit)
 
     push_model = _blocking(operations.push_model)
     list_models = _blocking(operations.list_models)
@@ -257,6 +270,19 @@ class AsyncClient(_Session):
     list_oauth_clients = _awaiting(credentials.list_oauth_clients)
     revoke_oauth_client = _awaiting(credentials.revoke_oauth_client)
     access_token = _awaiting(credentials.access_token)
+    rotate_signing_keys = _awaiting(credentials.rotate_signing_keys)
+
+    register = _awaiting(accounts.register)
+    accept_invitation = _awaiting(accounts.accept_invitation)
+    list_users = _awaiting(accounts.list_users)
+    change_role = _awaiting(accounts.change_role)
+    remove_user = _awaiting(accounts.remove_user)
+    invite = _awaiting(accounts.invite)
+    list_invitations = _awaiting(accounts.list_invitations)
+    withdraw_invitation = _awaiting(accounts.withdraw_invitation)
+
+    list_audit = _awaiting(auditing.list_audit)
+    verify_audit = _awaiting(auditing.verify_audit)
 
     push_model = _awaiting(operations.push_model)
     list_models = _awaiting(operations.list_models)

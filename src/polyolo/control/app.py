@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 import polyolo
 from polyolo import web
-from polyolo.control import db, home, internal, names, problems, secrets
+from polyolo.control import db, home, internal, names, problems, rotation
 from polyolo.control.admission import Admission
 from polyolo.control.api import accounts, models, oauth, tenants
 from polyolo.control.api import audit as log
@@ -48,6 +48,7 @@ class Control:
     operator_key: str
     app: ASGIApp
     plane: Plane
+    leader: Leader
 
     def release(self) -> None:
         """Answer the gateways' long polls now, so that serving can end. Any thread."""
@@ -65,7 +66,14 @@ def build(plane: Plane, leader: Leader, recorder: Recorder) -> ASGIApp:
     )
     app.state.plane = plane
     problems.install(app)
-    for routes in (accounts.routes, tenants.routes, oauth.routes, models.routes, log.routes):
+    for routes in (
+        accounts.routes,
+        tenants.routes,
+        oauth.routes,
+        oauth.platform,
+        models.routes,
+        log.routes,
+    ):
         app.include_router(
             routes, prefix="/api/v1", dependencies=SCHEMES, responses=problems.DESCRIBED
         )
@@ -105,10 +113,11 @@ async def opened(settings: ControlSettings) -> AsyncIterator[Control]:
 def _open(settings: ControlSettings, stack: ExitStack) -> Control:
     stack.enter_context(home.held(settings.home))
     operator_key = home.operator_key(settings.home)
+    settings.run.mkdir(mode=0o700, exist_ok=True)
     engine = db.open_engine(settings.database_url)
     stack.callback(engine.dispose)
     migrate(engine)
-    vault = Vault(secrets.master(settings.home))
+    vault = Vault(rotation.settled(settings.home, engine))
     try:
         ledger = Ledger(engine, audit.opened(engine, vault))
     except SealedError as error:
@@ -170,6 +179,7 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
         operator_key=operator_key,
         app=build(plane, leader, recorder),
         plane=plane,
+        leader=leader,
     )
 
 

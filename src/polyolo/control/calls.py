@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polyolo.control.api.asking import declared
 from polyolo.control.audit import Entry, cleaned
 from polyolo.control.service.ledger import SOURCE, Ledger, actor
+from polyolo.errors import NotReadyError
 from polyolo.types import Principal
 from polyolo.web import CLIENT_CLOSED_REQUEST, as_polyolo_error
 
@@ -41,6 +42,9 @@ class Recorder:
         """Return what is done once the entry is committed. Any thread."""
         done: Future[None] = Future()
         with self._some:
+            if self._closed:
+                done.set_exception(NotReadyError("the platform is stopping"))
+                return done
             self._waiting.append((entry, done))
             self._some.notify()
         return done

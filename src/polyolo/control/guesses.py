@@ -7,8 +7,8 @@ from collections.abc import Callable
 from polyolo.control.throttle import Pace, Throttle, network
 
 _HOUR_S = 3600.0
-PAIR = Pace(free=5, first_s=1.0, longest_s=900.0)
-"""One account from one address: four tries a second apart are enough for a person who mistypes."""
+PAIR = Pace(free=5, first_s=5.0, longest_s=900.0)
+"""One account from one address: five tries at once are enough for a person who mistypes."""
 ACCOUNT = Pace(free=20, first_s=1.0, longest_s=60.0)
 """One account from anywhere: slow for a guesser with many addresses, yet nobody can lock the
 owner out for more than a minute."""

@@ -76,6 +76,7 @@ class Leader:
         self._seen: tuple[Lease, float] | None = None
         self._work: tuple[Reconciler, Callable[[], None]] | None = None
         self._retiring: threading.Thread | None = None
+        self._revision = -1
         self._last = changed.last(ledger)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leader", daemon=True)
@@ -119,12 +120,10 @@ class Leader:
     def _follow(self) -> None:
         """Tell of the changes that other control planes made."""
         revision = self._ledger.revision()
-        if revision <= self._changes.revision and self._work is None:
+        if revision == self._revision:
             return
-        known, tenants = changed.since(self._ledger, self._last)
-        if known == self._last and revision <= self._changes.revision:
-            return
-        self._last = known
+        self._last, tenants = changed.since(self._ledger, self._last)
+        self._revision = revision  # read before; what came in between is looked at once more
         self._changes.publish(revision)
         if self._work is not None:
             self._work[0].look_at(tenants)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from polyolo.errors import InvalidValueError
 from polyolo.types import Plan
 
 
@@ -66,7 +67,7 @@ class ControlSettings:
 
     def __post_init__(self) -> None:
         if not 184 <= self.audit_days <= 365:
-            raise ValueError(f"the audit log is kept 184 to 365 days, not {self.audit_days}")
+            raise InvalidValueError(f"the audit log is kept 184 to 365 days, not {self.audit_days}")
 
     @property
     def database_url(self) -> str:

@@ -19,13 +19,14 @@ from polyolo.errors import (
 )
 from polyolo.gateway.source import Address, Networks, within
 from polyolo.gateway.tokens import TokenBook
+from polyolo.permissions import allowed
 from polyolo.types import KeyEntry, Principal, TenantRoute, TenantState
 
 _KEY = re.compile(rb"pk_([a-z0-9]{12})_[A-Za-z0-9_-]{43}")
 _NOBODY = "0" * 64  # compared against when there is no such key, so that both take the same time
 
 DETECT = "detect"
-"""The scope that a detection needs."""
+"""The action of a request for detections."""
 
 
 def presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -98,12 +99,10 @@ def authorise(
         if is_key:
             raise UnauthenticatedError("this API key is unknown or was revoked")
         raise InvalidTokenError("this access token was revoked; get a new one")
-    if route.state is not TenantState.ACTIVE:
-        raise ForbiddenError("this tenant is suspended; ask the platform's operator")
-    if DETECT not in principal.scopes:
-        if is_key:
-            raise ForbiddenError(f"this API key may not detect: it lacks the scope {DETECT!r}")
-        raise InsufficientScopeError(f"this access token lacks the scope {DETECT!r}")
+    may, reason = allowed(principal, DETECT, route.tenant, state=route.state)
+    if not may:
+        lacks = not is_key and route.state is TenantState.ACTIVE
+        raise (InsufficientScopeError if lacks else ForbiddenError)(reason)
     if ranges and not within(source, ranges):
         raise ForbiddenError("this API key may not be used from where this request comes")
     return route

@@ -39,6 +39,7 @@ class Wanted(BaseModel):
     until: str | None = Field(None, description="Unix seconds, a date or an RFC 3339 time")
     after: int = Field(0, ge=0, le=2**62, description="`seq` of the last entry seen")
     limit: int = Field(100, ge=1, le=1000, description="For JSON; an export has all")
+    newest: bool = Field(False, description="The last ones, not the first ones after `after`")
     format: Literal["json", "jsonl", "csv"] = "json"
 
 
@@ -76,6 +77,9 @@ def _answer(asked: Asked, tenant: str | None, wanted: Wanted) -> Response:
     since = moment(wanted.since, "since", 0.0)
     until = moment(wanted.until, "until", float("inf"))
     limit = wanted.limit if wanted.format == "json" else None
+    if wanted.newest and wanted.format == "json":
+        last = audit.newest(ledger, tenant, since=since, until=until, limit=wanted.limit)
+        return json_response(AuditPage(entries=last))
     found = audit.entries(ledger, tenant, since=since, until=until, after=wanted.after, limit=limit)
     if wanted.format == "json":
         return json_response(AuditPage(entries=list(found)))

@@ -13,8 +13,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from polyolo.control import names
-from polyolo.control.api.asking import Asked, on_tenant
+from polyolo.control.api.asking import Asked, on_platform, on_tenant
 from polyolo.control.api.bodies import NewOAuthClient, OAuthClientList
+from polyolo.control.idempotency import OnceRoute
 from polyolo.control.plane import Plane
 from polyolo.control.service import oauth
 from polyolo.control.service.oauth import Known, RefusedError
@@ -27,7 +28,10 @@ _NOT_KEPT = {"cache-control": "no-store", "pragma": "no-cache"}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-routes = APIRouter(prefix="/tenants/{tenant}/oauth-clients", tags=["oauth-clients"])
+routes = APIRouter(
+    prefix="/tenants/{tenant}/oauth-clients", tags=["oauth-clients"], route_class=OnceRoute
+)
+platform = APIRouter(prefix="/signing-keys", tags=["oauth-clients"], route_class=OnceRoute)
 public = APIRouter(tags=["oauth2"])
 
 
@@ -55,6 +59,20 @@ async def delete_client(client: str, asked: Annotated[Asked, on_tenant("keys:wri
     """Revoke an OAuth client; it gets no more tokens, and those that it has stop working."""
     plane = asked.plane
     await run_in_threadpool(oauth.revoke, plane.ledger, asked.who, asked.tenant, client)
+    await plane.told()
+    return Response(status_code=204)
+
+
+@platform.post("/rotate", status_code=204)
+async def rotate_signing_keys(
+    asked: Annotated[Asked, on_platform("signing-keys:rotate")],
+) -> Response:
+    """Sign access tokens with a new key at once, as after a leak; all there are stop working.
+
+    Without being asked the platform changes its key every month, and no token suffers from it.
+    """
+    plane = asked.plane
+    await run_in_threadpool(plane.token_signer.renew, by=asked.who)
     await plane.told()
     return Response(status_code=204)
 

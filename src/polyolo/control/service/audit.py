@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,20 +54,33 @@ def entries(
 
     after: the place of the entry before the first. limit: at most so many.
     """
-    row = db.events.c
-    place = row.seq if tenant is None else row.number
-    query = (
-        sa.select(db.events)
-        .where(place > after, row.at >= since, row.at < min(until, 1e15))
-        .order_by(row.seq)
-    )
-    if tenant is not None:
-        query = query.where(row.tenant == tenant)
-    if limit is not None:
-        query = query.limit(limit)
-    with ledger.reading() as connection:
-        for found in connection.execution_options(yield_per=_BATCH).execute(query):
+    query, place = _asked(tenant, since, until)
+    query = query.order_by(place)
+    left = sys.maxsize if limit is None else limit
+    while left > 0:  # page by page: who stops reading leaves nothing open behind
+        with ledger.reading() as connection:
+            page = connection.execute(query.where(place > after).limit(min(left, _BATCH))).all()
+        for found in page:
             yield _view(found, own=tenant is not None)
+        if len(page) < _BATCH:
+            return
+        after = page[-1].seq if tenant is None else page[-1].number
+        left -= len(page)
+
+
+def newest(
+    ledger: Ledger,
+    tenant: str | None = None,
+    *,
+    since: float = 0.0,
+    until: float = float("inf"),
+    limit: int,
+) -> list[AuditEntry]:
+    """Return the last `limit` entries, in order (see entries)."""
+    query, place = _asked(tenant, since, until)
+    with ledger.reading() as connection:
+        rows = connection.execute(query.order_by(place.desc()).limit(limit)).all()
+    return [_view(row, own=tenant is not None) for row in reversed(rows)]
 
 
 def verified(
@@ -134,6 +148,16 @@ def prune(ledger: Ledger, before: float) -> int:
             detail=f"{gone} entries up to number {end}, older than the retention",
         )
     return gone
+
+
+def _asked(
+    tenant: str | None, since: float, until: float
+) -> tuple[sa.Select[Any], sa.ColumnElement[int]]:
+    row = db.events.c
+    query = sa.select(db.events).where(row.at >= since, row.at < min(until, 1e15))
+    if tenant is None:
+        return query, row.seq
+    return query.where(row.tenant == tenant), row.number
 
 
 def _adopt(connection: sa.Connection, signer: Signer) -> None:

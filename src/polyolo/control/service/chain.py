@@ -76,7 +76,7 @@ def _heads(connection: sa.Connection, signer: Signer, chains: set[str]) -> dict[
     table = db.audit_marks
     rows = connection.execute(
         sa.select(table).where(table.c.kind == "head", table.c.chain.in_(chains))
-    )
+    ).all()  # an open cursor in the traceback of what is raised here would keep a lock
     heads = {
         chain: Mark(chain=chain, kind="head", number=0, hash=GENESIS) for chain in sorted(chains)
     }

@@ -138,8 +138,6 @@ def rotate(
             )
         if row.replaced_by is not None:
             raise ConflictError(f"that key was rotated already; rotate {row.replaced_by} instead")
-        scopes, sources = tuple(row.scopes), tuple(row.sources or ())
-        made = issue(transaction, who, tenant, row.name, scopes, row.expires_at, sources)
         table = db.api_keys
         before = transaction.connection.execute(
             sa.select(table.c.id).where(
@@ -148,6 +146,8 @@ def rotate(
         ).scalars()
         for old in [*before, *([] if overlap else [identifier])]:
             _revoke(transaction, who, tenant, old)
+        scopes, sources = tuple(row.scopes), tuple(row.sources or ())
+        made = issue(transaction, who, tenant, row.name, scopes, row.expires_at, sources)
         until = transaction.now + overlap
         ends = until if row.expires_at is None else min(until, row.expires_at)
         changed = {"replaced_by": made.id} | ({"expires_at": ends} if overlap else {})

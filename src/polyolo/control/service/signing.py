@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,10 +12,10 @@ from joserfc.jwk import ECKey
 from polyolo import tokens
 from polyolo.control import db
 from polyolo.control.secrets import Place
-from polyolo.control.service.ledger import Ledger, Transaction
+from polyolo.control.service.ledger import Ledger, Transaction, actor
 from polyolo.control.service.vault import Vault
 from polyolo.tokens import Claims
-from polyolo.types import TokenRules
+from polyolo.types import Principal, TokenRules
 
 TOKEN_S = 900
 """Life of an access token, seconds: what a thief has of it, and what a revocation that does not
@@ -36,27 +37,27 @@ class Signer:
         self._private: dict[str, ECKey] = {}
         self.renew()
 
-    def renew(self, *, now: bool = False) -> None:
+    def renew(self, *, by: Principal | None = None) -> None:
         """Make the next key when it is time, and drop those that no live token was signed with.
 
-        now: at once, as after a leak: the tokens signed so far stop being good.
+        by: who wants it at once, as after a leak: the tokens signed so far stop being good.
         """
         with self._ledger.changing() as transaction:
             rows = _rows(transaction.connection)
             moment = transaction.now
-            stale = [old.id for old, new in zip(rows, rows[1:], strict=False) if _over(new, moment)]
-            if now:
+            stale = [old.id for old, new in pairwise(rows) if _over(new, moment)]
+            if by:
                 stale = [row.id for row in rows]
-            due = not rows or now or rows[-1].signs_from + ROTATE_S <= moment
+            due = not rows or by or rows[-1].signs_from + ROTATE_S <= moment
             if stale:
                 table = db.signing_keys
                 transaction.connection.execute(table.delete().where(table.c.id.in_(stale)))
                 transaction.touch(None)
             if due:
-                ahead = 0.0 if now or not rows else AHEAD_S
-                self._add(transaction, moment + ahead)
+                ahead = 0.0 if by or not rows else AHEAD_S
+                self._add(transaction, by, moment + ahead)
 
-    def _add(self, transaction: Transaction, signs_from: float) -> None:
+    def _add(self, transaction: Transaction, by: Principal | None, signs_from: float) -> None:
         key = ECKey.generate_key("P-256", {"use": "sig", "alg": tokens.ALGORITHM})
         kid = key.thumbprint()
         private = json.dumps(key.as_dict(private=True))
@@ -68,7 +69,9 @@ class Signer:
                 signs_from=signs_from,
             )
         )
-        transaction.note("platform", "signing-key.create", tenant=None, resource=f"keys/{kid}")
+        who = "platform" if by is None else actor(by)
+        resource = f"signing-keys/{kid}"
+        transaction.note(who, "signing-key.create", tenant=None, resource=resource)
 
     def sign(self, claims: Claims) -> str:
         """Return the token that says `claims`."""

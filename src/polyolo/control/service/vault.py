@@ -77,6 +77,12 @@ class Vault:
             return known[1]
 
 
+def masters(connection: sa.Connection) -> set[str]:
+    """Return the ids of the master keys that wrap data keys."""
+    wrapped = connection.execute(sa.select(db.data_keys.c.wrapped)).scalars()
+    return {one.partition(".")[0] for one in wrapped}
+
+
 def rewrap(connection: sa.Connection, old: KeyService, new: KeyService) -> int:
     """Wrap every data key by another master key, and return how many there are."""
     table = db.data_keys

@@ -102,7 +102,9 @@ class _Check:
     ) -> None:
         stands = self._at.get(name, Mark(chain=name, kind="head", number=0, hash=GENESIS))
         if number != stands.number + 1:
-            if name != WHOLE:  # there it is told as missing
+            if self._tenant is not None:
+                self._gone(stands.number + 1, number - 1)
+            elif name != WHOLE:  # there it is told as missing
                 where = f"it is number {number} of {_named(name)}, after {stands.number}"
                 self._say(place, where)
         elif hash_ != _linked(stands.hash, row["digest"]):
@@ -119,7 +121,7 @@ class _Check:
             if head is None:
                 self._say(self._seq.get(name, reached), f"the head of {_named(name)} is gone")
             elif head.number > reached:
-                if name == WHOLE:
+                if name == WHOLE or self._tenant is not None:
                     self._gone(reached + 1, head.number)
                 else:
                     what = f"entries {reached + 1} to {head.number} of {_named(name)} are missing"
