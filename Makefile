@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help install demo test check e2e bench wheel lock clean
+.PHONY: help install demo test check e2e bench proto wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,7 +16,7 @@ $(READY): requirements/dev.txt pyproject.toml
 		{ echo "polyolo needs Python 3.11 or newer; name one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.11" >&2; exit 1; }
 	@echo "installing into $(VENV) (once) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -38,15 +38,31 @@ e2e: install  ## Only the end to end tests
 
 bench: install  ## Speed of one machine as ratios taken in one run
 	@$(BIN)/python -m tests.bench.speed
+	@$(BIN)/python -m tests.bench.speed --model yolov8n --connections 8 32
+	@$(BIN)/python -m tests.bench.overload
+	@$(BIN)/python -m tests.bench.swap
+
+PROTO := polyolo/serving/inference
+
+proto: install  ## Generate the protocol's messages anew, by the compiler of the locked grpcio's release
+	@$(PYTHON) -m venv .venv-proto && .venv-proto/bin/pip install --quiet --disable-pip-version-check \
+		grpcio-tools==$$($(BIN)/python -c 'import grpc; print(grpc.__version__)')
+	@cd src && ../.venv-proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(PROTO).proto
+	@sed -i '1s|.*|"""Messages of the Open Inference Protocol v2, generated from inference.proto by make proto."""|' src/$(PROTO)_pb2.py
+	@rm -rf .venv-proto
 
 wheel: install  ## Build the wheel into dist/
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null && ls dist
 
 lock: install  ## Pin every dependency anew, with hashes
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv
-	@for set in serving:'--extra serving' all:'--extra all' dev:'--extra all --group dev'; do \
-		$(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes \
-			--no-annotate --no-header $${set#*:} -o requirements/$${set%%:*}.txt --upgrade || exit 1; done
+	@lock() { $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--no-annotate --no-header --no-emit-package openvino-telemetry "$$@"; }; set -e; \
+	lock pyproject.toml --extra serving -o requirements/serving.txt; \
+	lock pyproject.toml --extra serving --extra openvino -o requirements/serving-openvino.txt; \
+	lock pyproject.toml --extra all -o requirements/all.txt; \
+	lock pyproject.toml --extra all --group dev -o requirements/dev.txt; \
+	echo 'hatchling>=1.27' | lock - -c requirements/dev.txt -o requirements/build.txt
 
 clean:  ## Remove what the targets made
 	@rm -rf $(VENV) dist out .import-linter.log .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -187,6 +187,11 @@ _BY_CODE = {error.code: error for error in _tree(PolyoloError)}
 _BY_STATUS = {error.status: error for error in reversed(_tree(PolyoloError))}
 
 
+def by_code(code: str, detail: str) -> PolyoloError:
+    """Return the error of that code; PolyoloError itself for a code that is not ours."""
+    return _BY_CODE.get(code, PolyoloError)(detail)
+
+
 def from_problem(status: int, document: object, retry_after: float | None = None) -> PolyoloError:
     """Return the error that a problem document tells of; for the SDK.
 

@@ -133,6 +133,11 @@ class VersionSpec:
     """Class names by id; empty: the file's metadata, else class_0 …."""
     family: str | None = None
     """Head family to decode with; None: recognised from the graph."""
+    engine: str = ""
+    """onnxruntime, openvino, torch, or auto, which measures; empty: the file's usual one."""
+    precision: str = "exact"
+    """exact: float32. fast: also lower, once it has found the same boxes in `golden`."""
+    golden: tuple[str, ...] = ()  # pictures, read as `uri` is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,13 +157,11 @@ class RuntimeSpec:
     """Desired state of one tenant's runtime: the document read at boot and pushed on change."""
 
     tenant: str
-    """The tenant's id."""
     generation: int
     """Grows with every change; the runtime reports the one it has put in force."""
     default_model: str
     """Name of the model that answers when a request names none."""
     models: tuple[ModelSpec, ...]
-    engine: str = "onnxruntime"
 
 
 class Phase(StrEnum):
@@ -185,6 +188,12 @@ class ModelStatus:
     input: tuple[int, ...] = ()
     """Input shape N,C,H,W (or N,H,W,C), 0 where dynamic."""
     engine: str = ""
+    device: str = ""
+    precision: str = ""  # what it computes in: float32, bfloat16, float16
+    speed: str = ""
+    """Pictures a second of each choice, where there was one to make."""
+    quality: str = ""
+    """How the boxes of faster arithmetic compare with float32's, or why none is used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,11 +219,10 @@ class Plan:
     """What a tenant may use; one value object for quota, rate limit and price."""
 
     name: str
-    max_in_flight: int = 64
+    max_in_flight: int = 256
     """Requests of the tenant inside the platform at once; more are answered 503 at the door.
-    64 keeps 32 busy connections clear of the limit and bounds the memory of held pictures."""
+    256 keeps a hundred busy connections clear of it, and bounds the memory of held pictures."""
     max_models: int = 20
-    """Models the tenant may keep."""
     max_model_bytes: int = 512 * 1024 * 1024
     """Size of one uploaded file; a YOLOv8x in float32 is 261 MB."""
 
@@ -231,7 +239,6 @@ class TenantRoute:
     """All that a gateway needs to know of one tenant."""
 
     tenant: str
-    """The tenant's id."""
     name: str
     state: TenantState
     plan: Plan
@@ -304,7 +311,6 @@ class UsageRecord:
     images: int = 0
     """Pictures that went through the model."""
     engine_ms: float = 0.0
-    """Milliseconds inside the engine."""
     bytes_in: int = 0
     cold_start: bool = False
     principal: str = ""

@@ -54,10 +54,13 @@ def json_response(
     return Response(_encode(content), status, headers, media_type="application/json")
 
 
-def problem_response(error: PolyoloError, instance: str = "") -> Response:
-    """Return the RFC 9457 answer for an error. instance: the request's path."""
+def problem_response(error: PolyoloError, path: str = "") -> Response:
+    """Return the answer for an error: an RFC 9457 document, and below /v2 what the Open Inference
+    Protocol wants in its place. path: the request's."""
+    if path == "/v2" or path.startswith("/v2/"):
+        return json_response({"error": error.detail}, error.status, error.headers())
     return Response(
-        _encode(error.problem(instance)),
+        _encode(error.problem(path)),
         error.status,
         error.headers(),
         media_type="application/problem+json",
@@ -94,6 +97,8 @@ def decode_json(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, ValueError) as error:
         raise MalformedRequestError(f"the body is not what belongs here: {error}") from None
+    except RecursionError:
+        raise MalformedRequestError("the body nests too deep") from None
 
 
 def as_polyolo_error(error: Exception) -> PolyoloError | None:
@@ -154,6 +159,7 @@ class Service:
                 )
             if not status:
                 await problem_response(known, scope["path"])(scope, receive, send_with_id)
+            del known  # its traceback holds this frame: a cycle that would keep the request's body
         finally:
             if self._log is not None:
                 self._log.info(
@@ -213,6 +219,36 @@ def bind(*, host: str = "", port: int = 0, path: Path | None = None) -> socket.s
     listener.listen(2048)
     listener.setblocking(False)
     return listener
+
+
+def rpc_target(endpoint: str) -> str:
+    """Return where the process at an HTTP endpoint speaks gRPC, as gRPC names it.
+
+    unix:/x/runtime.sock → unix:/x/grpc.sock, http://host:port → host:port+1. Raises OSError for
+    the last port, which has none behind it.
+    """
+    if endpoint.startswith("unix:"):
+        return endpoint.rpartition("/")[0] + "/grpc.sock"
+    host, _, port = endpoint.partition("://")[2].rpartition(":")
+    if int(port) >= 65535:
+        raise OSError(f"port {port} leaves none behind it for gRPC; choose a lower one")
+    return f"{host}:{int(port) + 1}"
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Take a port without listening on it: processes of this user may listen there, others not.
+
+    Raises OSError with a sentence that says what to change.
+    """
+    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        held.bind((host, port))
+    except (OSError, OverflowError) as error:
+        held.close()
+        reason = error.strerror if isinstance(error, OSError) else "there is no such port"
+        raise OSError(f"cannot take {host} port {port} for gRPC: {reason}") from None
+    return held
 
 
 def signalled() -> asyncio.Event:

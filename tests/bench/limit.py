@@ -13,10 +13,11 @@ import threading
 import time
 from pathlib import Path
 
-from polyolo.serving.detector import Detector, resolve
-from polyolo.serving.engines.onnxruntime import open_engine
-from polyolo.serving.heads import class_names, recognise
-from polyolo.serving.image import ImageLimits, decode, read_header
+from polyolo.serving.detector import resolve
+from polyolo.serving.engines import EXACT, Options
+from polyolo.serving.image import configure_opencv, decode
+from polyolo.serving.imagecheck import ImageLimits, read_header
+from polyolo.serving.loading import open_detector
 from polyolo.types import DetectionSettings
 
 
@@ -26,8 +27,17 @@ def main() -> None:
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--engine", default="onnxruntime")
+    parser.add_argument("--arithmetic", default=EXACT)
     args = parser.parse_args()
-    detector = open_detector(args.model)
+    configure_opencv()
+    detector = open_detector(
+        args.model.read_bytes(),
+        family=None,
+        classes=(),
+        engine=args.engine,
+        options=Options(arithmetic=args.arithmetic, streams=args.threads),
+    )
     criteria = resolve(DetectionSettings(), detector.names)
     pictures = [path.read_bytes() for path in args.pictures]
     limits = ImageLimits()
@@ -65,13 +75,6 @@ def main() -> None:
         },
         sys.stdout,
     )
-
-
-def open_detector(model: Path) -> Detector:
-    """Return a detector as the runtime opens it."""
-    engine = open_engine(model.read_bytes())
-    head = recognise(engine.signature)
-    return Detector(engine, head, class_names(engine.signature, head.classes, ()))
 
 
 if __name__ == "__main__":

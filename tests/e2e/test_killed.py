@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from http.client import HTTPConnection
 
 import httpx
 
@@ -100,40 +101,46 @@ def test_sigterm_drains_and_exits_with_zero(fresh_platform, board):
     """SIGTERM: what is in flight is answered, usage is kept, exit status 0, nothing left."""
     fresh_platform.start()
     _, client = fresh_platform.tenant("drained")
+    picture = board.read_bytes()
     with client:
         client.detect(board)
-        answers: list[int] = []
-
-        def one() -> None:
-            answer = httpx.post(
-                f"{fresh_platform.url}/v1/detect",
-                content=board.read_bytes(),
-                headers={"x-api-key": client.api_key},
-                timeout=30,
-            )
-            answers.append(answer.status_code)
-
-        threads = [threading.Thread(target=one) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        eventually(lambda: _in_flight(fresh_platform) or answers, within=5, what="work in flight")
-        assert fresh_platform.stop() == 0
-        for thread in threads:
-            thread.join()
-        assert answers == [200] * 8
+        halves = [HTTPConnection("127.0.0.1", fresh_platform.port, timeout=30) for _ in range(8)]
+        for half in halves:  # half of the picture now, the other half after the signal
+            half.putrequest("POST", "/v1/detect")
+            half.putheader("x-api-key", client.api_key)
+            half.putheader("content-length", str(len(picture)))
+            half.endheaders(picture[: len(picture) // 2])
+        eventually(lambda: _in_flight(fresh_platform) == 8, within=5, what="work in flight")
+        fresh_platform.process.terminate()
+        eventually(lambda: not _listens(fresh_platform), within=5, what="the door is closed")
+        for half in halves:
+            half.send(picture[len(picture) // 2 :])
+        assert [half.getresponse().status for half in halves] == [200] * 8
+        for half in halves:
+            half.close()
+        assert fresh_platform.process.wait(timeout=40) == 0
         assert processes_below(fresh_platform.home) == []
 
         fresh_platform.start()
         assert client.usage().requests == 9
 
 
-def _in_flight(platform) -> bool:
-    """Say whether all eight requests have reached the gateway."""
+def _in_flight(platform) -> int:
+    """Return how many requests of the tenant `drained` the gateway has not answered."""
     metrics = httpx.get(f"{platform.url}/metrics").text
-    return any(
-        line.startswith("polyolo_requests_in_flight{") and float(line.rsplit(" ", 1)[1]) >= 8
+    return sum(
+        int(float(line.rsplit(" ", 1)[1]))
         for line in metrics.splitlines()
+        if line.startswith("polyolo_requests_in_flight{") and 'tenant="drained"' in line
     )
+
+
+def _listens(platform) -> bool:
+    """Say whether a new request is taken."""
+    try:
+        return httpx.get(f"{platform.url}/livez", timeout=1).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def _detections(client, board):

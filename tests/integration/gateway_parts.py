@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from polyolo import web
-from polyolo.gateway.app import gateway
+from polyolo.gateway.app import Gateway, gateway
 from polyolo.gateway.settings import Settings
 from polyolo.types import KeyEntry, Phase, Plan, Snapshot, TenantRoute, TenantState, UsageRecord
 
@@ -199,6 +199,7 @@ class Platform:
     runtimes: dict[str, Upstream]
     port: int = 0
     client: httpx.AsyncClient = field(init=False)
+    doors: Gateway = field(init=False)
 
     def socket(self, letter: str) -> Path:
         return self.home / f"{letter}.sock"
@@ -253,8 +254,10 @@ async def platform(*, ready: bool = True, **changes: Any) -> AsyncIterator[Platf
             settings = Settings(
                 control=f"unix:{home}/control.sock", token=TOKEN, access_log=False, **changes
             )
-            app = await stack.enter_async_context(gateway(settings))
-            listener = await stack.enter_async_context(served(app, host="127.0.0.1", port=0))
+            made.doors = await stack.enter_async_context(gateway(settings))
+            listener = await stack.enter_async_context(
+                served(made.doors.http, host="127.0.0.1", port=0)
+            )
             made.port = listener.getsockname()[1]
             made.client = await stack.enter_async_context(
                 httpx.AsyncClient(base_url=f"http://127.0.0.1:{made.port}", timeout=20)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,32 @@ def eventually(look: Callable[[], Any], *, within: float = 20.0, what: str = "")
             pytest.fail(f"not within {within} s: {what or look}")
         time.sleep(0.01)
     return seen
+
+
+def ended(pid: int) -> bool:
+    """Return whether a process is gone, or waits only to be reaped."""
+    return _stat(pid)[:1] in ([], ["Z"])
+
+
+def started(pid: int) -> int:
+    """Return when a process was started, in clock ticks; 0 for one that is gone."""
+    return int((_stat(pid) or ["0"] * 20)[19])
+
+
+def _memory(pid: int) -> int:
+    for file, line in (("smaps_rollup", "Pss:"), ("status", "RssAnon:")):
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+            return int(next(one.split()[1] for one in lines if one.startswith(line))) * 1024
+    return 0
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat behind the command; none for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 class Runtime:
@@ -137,6 +164,27 @@ class Runtime:
         assert self.process is not None
         statm = Path(f"/proc/{self.process.pid}/statm").read_text()
         return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def memory(self) -> int:
+        """Return the bytes that the runtime and its models' processes take together.
+
+        Shared pages are counted once where the kernel tells (PSS), and not at all where it
+        tells only root.
+        """
+        assert self.process is not None
+        return sum(_memory(pid) for pid in (self.process.pid, *self.workers()))
+
+    def workers(self) -> list[int]:
+        """Return the ids of the models' processes, the oldest first."""
+        assert self.process is not None
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        found = [
+            int(pid)
+            for children in tasks.glob("*/children")
+            for pid in children.read_text().split()
+            if not ended(int(pid))
+        ]
+        return sorted(found, key=lambda pid: (started(pid), pid))
 
     def log(self) -> str:
         """Return what the process wrote to stderr."""

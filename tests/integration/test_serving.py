@@ -162,6 +162,10 @@ def test_the_status_names_each_version(runtime: Runtime):
         "family": "yolov8",
         "input": [1, 3, 64, 64],
         "engine": "onnxruntime",
+        "device": "cpu",
+        "precision": "float32",
+        "speed": "",
+        "quality": "",
     }
 
 

@@ -7,15 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.integration.runtime import Runtime, eventually, picture, slow, yolov8
+from tests.integration import troubled
+from tests.integration.runtime import Runtime, ended, eventually, picture, slow, yolov8
 
 WAITING = 'polyolo_queue_depth{model="slow",tenant="t_test"}'
 IN_FLIGHT = 'polyolo_requests_in_flight{model="slow",tenant="t_test"}'
@@ -168,30 +168,37 @@ child.wait()
 """
 
 
-def ended(pid: int) -> bool:
-    """Return whether a process is gone, or waits only to be reaped."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-def test_a_stuck_model_shows_in_livez_by_name():
-    """A worker that is busy for too long makes the runtime not live, and says on which model."""
+def test_a_sigterm_while_a_model_loads_ends_it_too():
+    """The runtime exits with 0 at once, though the load would go on for two minutes."""
     runtime = Runtime()
     runtime.add("quick", yolov8())
-    runtime.add("stuck", slow(1200))
+    runtime.add("slow", troubled.hangs(above=0))
     try:
-        runtime.start("--stuck-after", "0.5")
-        asked = threading.Thread(
-            target=post, args=(runtime,), kwargs={"params": {"model": "stuck"}}
-        )
-        asked.start()
-        eventually(lambda: runtime.client.get("/livez").status_code == 503, within=60)
-        assert "stuck:1" in runtime.client.get("/livez").json()["status"]
-        assert runtime.answers("/readyz")
-        asked.join()
-        eventually(lambda: runtime.answers("/livez"))
+        runtime.start()
+        opening = eventually(lambda: runtime.workers()[1:])
+        assert runtime.detect(picture(), model="quick")
+        asked = time.monotonic()
+        assert runtime.stop() == 0
+        assert time.monotonic() - asked < 5
+        eventually(lambda: all(ended(pid) for pid in opening), within=5)
+        assert "Traceback" not in runtime.log()
+        assert "never retrieved" not in runtime.log()
+    finally:
+        runtime.close()
+
+
+def test_a_runtime_that_is_killed_takes_its_models_along():
+    """Those that serve and one that is just opening: the kernel ends them all."""
+    runtime = Runtime()
+    runtime.add("quick", yolov8())
+    runtime.add("slow", troubled.hangs(above=0))
+    try:
+        runtime.start()
+        models = eventually(lambda: len(runtime.workers()) == 2 and runtime.workers())
+        assert runtime.process is not None
+        runtime.process.kill()
+        runtime.process.wait()
+        eventually(lambda: all(ended(pid) for pid in models), within=5)
     finally:
         runtime.close()
 

@@ -1,7 +1,6 @@
 """The batcher: nothing is lost, nothing is done twice, one job's error is one job's error."""
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -9,33 +8,37 @@ from contextlib import asynccontextmanager
 import pytest
 
 from polyolo.errors import InvalidValueError, NotReadyError, OverloadedError, PolyoloError
-from polyolo.serving.batcher import Batcher, Capacity
+from polyolo.serving.batcher import Batcher, Capacity, Work
 
 
 class Gate:
-    """Work that waits until it is let through, and remembers its batches."""
+    """Work that waits until it is let through, and remembers its batches and their streams."""
 
     def __init__(self) -> None:
-        self.open = threading.Event()
+        self.open = asyncio.Event()
         self.batches: list[list[str]] = []
+        self.streams: list[int] = []
 
-    def __call__(self, jobs: Sequence[str]) -> list[str | Exception]:
+    async def __call__(self, stream: int, jobs: Sequence[str]) -> list[str | Exception]:
         self.batches.append(list(jobs))
-        assert self.open.wait(10)
+        self.streams.append(stream)
+        await self.open.wait()
         return [job.upper() for job in jobs]
 
 
+async def echo(stream: int, jobs: Sequence[str]) -> list[str | Exception]:
+    return list(jobs)
+
+
 @asynccontextmanager
-async def batcher(
-    work: Callable[[Sequence[str]], Sequence[str | Exception]], **capacity
-) -> AsyncIterator[Batcher[str, str]]:
+async def batcher(work: Work, **capacity) -> AsyncIterator[Batcher[str, str]]:
     made: Batcher[str, str] = Batcher(work, Capacity(**{"streams": 1, **capacity}))
     try:
         yield made
     finally:
         if isinstance(work, Gate):
             work.open.set()
-        await asyncio.to_thread(made.close)
+        await made.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -45,84 +48,75 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def nothing() -> None:
-    """Be told that a job is finished, and do nothing about it."""
-
-
-class Finished:
-    """Counts how often a job was said to be finished."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self) -> None:
-        self.count += 1
+async def asked(queue: Batcher[str, str], *jobs: str) -> list[asyncio.Task[str]]:
+    """Submit jobs and return once they wait."""
+    tasks = [asyncio.create_task(queue.submit(job)) for job in jobs]
+    await asyncio.sleep(0)
+    return tasks
 
 
 async def test_a_job_gets_its_own_result_or_error():
     """A result comes back, an error as an outcome is raised, and so is one that is raised."""
 
-    def work(jobs: Sequence[str]) -> list[str | Exception]:
+    async def work(stream: int, jobs: Sequence[str]) -> list[str | Exception]:
         (job,) = jobs
         if job == "raise":
             raise ZeroDivisionError
         return [InvalidValueError("no") if job == "refuse" else job.upper()]
 
     async with batcher(work) as queue:
-        finished = Finished()
-        assert await queue.submit("a", key=1, finished=finished) == "A"
+        assert await queue.submit("a") == "A"
         with pytest.raises(InvalidValueError):
-            await queue.submit("refuse", key=1, finished=finished)
+            await queue.submit("refuse")
         with pytest.raises(ZeroDivisionError):
-            await queue.submit("raise", key=1, finished=finished)
-        assert finished.count == 3
+            await queue.submit("raise")
+        assert await queue.submit("b") == "B"
 
 
 async def test_one_bad_job_costs_no_other_its_answer():
     """When a whole batch fails, each job is tried alone and only the culprit fails."""
 
-    def work(jobs: Sequence[str]) -> list[str | Exception]:
+    async def work(stream: int, jobs: Sequence[str]) -> list[str | Exception]:
         if "bad" in jobs:
             raise RuntimeError("the graph failed")
         return list(jobs)
 
     async with batcher(work, max_batch=4, max_delay_s=0.2) as queue:
-        asked = [queue.submit(job, key=1, finished=nothing) for job in ("a", "bad", "b", "c")]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        answers = await asyncio.gather(
+            *await asked(queue, "a", "bad", "b", "c"), return_exceptions=True
+        )
         assert answers[0::2] == ["a", "b"]
         assert answers[3] == "c"
         assert isinstance(answers[1], RuntimeError)
 
 
-async def test_a_batch_holds_one_key_and_no_more_than_the_maximum():
-    """Jobs of different models never share a run; the queue's order stays within each."""
+async def test_jobs_go_in_their_order_and_no_more_than_the_maximum_at_once():
+    """First come, first served, in batches as large as allowed."""
     gate = Gate()
     async with batcher(gate, max_batch=3) as queue:
-        first = asyncio.create_task(queue.submit("first", key="x", finished=nothing))
+        first = await asked(queue, "first")
         await until(lambda: gate.batches == [["first"]])
-        rest = [
-            asyncio.create_task(queue.submit(f"{key}{number}", key=key, finished=nothing))
-            for number in range(4)
-            for key in "pq"
-        ]
-        await until(lambda: queue.waiting() == 8)
+        rest = await asked(queue, *"abcdefgh")
+        await until(lambda: queue.waiting == 8)
         gate.open.set()
-        await asyncio.gather(first, *rest)
-    assert gate.batches[1:] == [["p0", "p1", "p2"], ["q0", "q1", "q2"], ["p3"], ["q3"]]
+        await asyncio.gather(*first, *rest)
+    assert gate.batches[1:] == [["a", "b", "c"], ["d", "e", "f"], ["g", "h"]]
 
 
 async def test_a_batch_waits_for_company_as_long_as_allowed():
-    """A job alone goes after max_delay; one that comes within it goes along."""
+    """A job alone goes after max_delay; one that comes within it goes along, on the same stream."""
     gate = Gate()
     gate.open.set()
-    async with batcher(gate, max_batch=2, max_delay_s=5) as queue:
-        first = asyncio.create_task(queue.submit("a", key=1, finished=nothing))
-        await asyncio.sleep(0.02)
+    async with batcher(gate, streams=3, max_batch=2, max_delay_s=5) as queue:
+        first = await asked(queue, "a")
+        await until(lambda: queue.waiting == 0)
         started = time.monotonic()
-        await queue.submit("b", key=1, finished=nothing)
-        await first
+        await queue.submit("b")
+        await first[0]
         assert time.monotonic() - started < 2, "a full batch need not wait for the delay's end"
     assert gate.batches == [["a", "b"]]
+    async with batcher(gate, max_batch=2, max_delay_s=0.05) as queue:
+        assert await queue.submit("alone") == "ALONE"
 
 
 async def test_overload_is_refused_at_once_with_an_honest_wait():
@@ -130,118 +124,150 @@ async def test_overload_is_refused_at_once_with_an_honest_wait():
     gate = Gate()
     async with batcher(gate, max_waiting=2) as queue:
         queue._seconds_a_job = 3.0
-        running = asyncio.create_task(queue.submit("a", key=1, finished=nothing))
+        running = await asked(queue, "a")
         await until(lambda: gate.batches == [["a"]])
-        waiting = [
-            asyncio.create_task(queue.submit(job, key=1, finished=nothing)) for job in ("b", "c")
-        ]
-        await until(lambda: queue.waiting() == 2)
-        assert queue.full
-        finished = Finished()
+        queue.refuse_if_full()
+        waiting = await asked(queue, "b", "c")
+        await until(lambda: queue.waiting == 2)
         with pytest.raises(OverloadedError) as caught:
-            await queue.submit("d", key=1, finished=finished)
+            queue.refuse_if_full()
         assert caught.value.retry_after == pytest.approx(6.0)
-        assert finished.count == 1
+        with pytest.raises(OverloadedError):
+            await queue.submit("d")
         gate.open.set()
-        assert await asyncio.gather(running, *waiting) == ["A", "B", "C"]
+        assert await asyncio.gather(*running, *waiting) == ["A", "B", "C"]
+    assert gate.batches == [["a"], ["b"], ["c"]]
 
 
 async def test_the_measured_time_follows_the_work():
     """The estimate moves from its first guess towards what a job really takes."""
-    async with batcher(lambda jobs: list(jobs)) as queue:
+    async with batcher(echo) as queue:
         for _ in range(60):
-            await queue.submit("a", key=1, finished=nothing)
-        await until(lambda: queue._seconds_a_job < 0.005)
+            await queue.submit("a")
+        assert queue._seconds_a_job < 0.005
 
 
 async def test_a_job_taken_back_before_its_turn_is_never_done():
-    """Cancelling frees the place in the queue at once and finishes the job once."""
+    """Cancelling frees the place in the queue at once."""
     gate = Gate()
     async with batcher(gate) as queue:
-        running = asyncio.create_task(queue.submit("a", key=1, finished=nothing))
+        running = await asked(queue, "a")
         await until(lambda: gate.batches == [["a"]])
-        finished = Finished()
-        waiting = asyncio.create_task(queue.submit("b", key=1, finished=finished))
-        await until(lambda: queue.waiting() == 1)
+        (waiting,) = await asked(queue, "b")
+        await until(lambda: queue.waiting == 1)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert (queue.waiting(), finished.count) == (0, 1)
+        assert queue.waiting == 0
         gate.open.set()
-        await running
+        await running[0]
     assert gate.batches == [["a"]]
-    assert finished.count == 1
 
 
-async def test_what_a_running_job_holds_is_kept_until_the_worker_is_done():
-    """Cancelling a job that runs must not close the model under it."""
+async def test_a_job_taken_back_while_its_batch_fills_is_not_done():
+    """A stream has it, but has not begun: the others of the batch go without it."""
+    gate = Gate()
+    gate.open.set()
+    async with batcher(gate, max_batch=3, max_delay_s=5) as queue:
+        tasks = await asked(queue, "a", "b")
+        await until(lambda: queue.waiting == 0)
+        tasks[0].cancel()
+        await queue.submit("c")
+        assert await tasks[1] == "B"
+    assert gate.batches == [["b", "c"]]
+
+
+async def test_a_job_taken_back_while_it_runs_keeps_its_stream_until_it_is_done():
+    """The stream is in step: the next job waits for the outcome that nobody wants any more."""
     gate = Gate()
     async with batcher(gate) as queue:
-        finished = Finished()
-        running = asyncio.create_task(queue.submit("a", key=1, finished=finished))
+        (running,) = await asked(queue, "a")
         await until(lambda: gate.batches == [["a"]])
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert finished.count == 0
+        (after,) = await asked(queue, "b")
+        await until(lambda: queue.waiting == 1)
+        assert gate.batches == [["a"]]
         gate.open.set()
-        await until(lambda: finished.count == 1)
+        assert await after == "B"
 
 
-async def test_a_worker_survives_anything():
-    """SystemExit out of foreign code, and work that miscounts, cost one job each and no thread."""
+async def test_a_stream_survives_work_that_miscounts():
+    """Too few or too many outcomes are an error of the batch; the next job is served."""
 
-    def work(jobs: Sequence[str]) -> list[str | Exception]:
-        if jobs == ["exit"]:
-            raise SystemExit(3)
-        return [] if jobs == ["miscount"] else list(jobs)
+    async def work(stream: int, jobs: Sequence[str]) -> list[str | Exception]:
+        return {"few": [], "many": ["x", "y"]}.get(jobs[0], list(jobs))
 
     async with batcher(work) as queue:
-        for job in ("exit", "miscount"):
-            with pytest.raises((PolyoloError, RuntimeError)):
-                await queue.submit(job, key=1, finished=nothing)
-        assert await queue.submit("a", key=1, finished=nothing) == "a"
-        assert queue.stuck() == ""
-
-
-async def test_a_stuck_worker_is_named_with_its_model():
-    """A batch that takes longer than allowed makes the batcher say on what it hangs."""
-    gate = Gate()
-    async with batcher(gate, stuck_after_s=0.05) as queue:
-        running = asyncio.create_task(queue.submit("a", key="city:3", finished=nothing))
-        await until(lambda: "city:3" in queue.stuck())
-        gate.open.set()
-        await running
-        await until(lambda: queue.stuck() == "")
+        for job in ("few", "many"):
+            with pytest.raises(PolyoloError):
+                await queue.submit(job)
+        assert await queue.submit("a") == "a"
 
 
 async def test_streams_work_side_by_side():
     """Two streams have two jobs in hand at once."""
     gate = Gate()
     async with batcher(gate, streams=2) as queue:
-        asked = [
-            asyncio.create_task(queue.submit(job, key=1, finished=nothing)) for job in ("a", "b")
-        ]
+        tasks = await asked(queue, "a", "b")
         await until(lambda: sorted(gate.batches) == [["a"], ["b"]])
+        assert sorted(gate.streams) == [0, 1]
         gate.open.set()
-        await asyncio.gather(*asked)
+        await asyncio.gather(*tasks)
+
+
+async def test_nothing_is_lost_or_done_twice_in_a_thousand_jobs():
+    """With jobs coming, failing and being taken back in any order, each is answered once."""
+    done: list[str] = []
+
+    async def work(stream: int, jobs: Sequence[str]) -> list[str | Exception]:
+        await asyncio.sleep(0.0001 * (len(done) % 3))
+        done.extend(jobs)
+        return [ValueError(job) if job.endswith("7") else job for job in jobs]
+
+    async with batcher(work, streams=3, max_batch=4, max_delay_s=0.001, max_waiting=5000) as queue:
+        tasks = []
+        for number in range(1000):
+            tasks.append(asyncio.create_task(queue.submit(str(number))))
+            if number % 10 == 0:
+                await asyncio.sleep(0)
+            if number % 50 == 3:
+                tasks[-1].cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert len(set(done)) == len(done)
+    for number, answer in enumerate(answers):
+        if number % 50 == 3:
+            assert isinstance(answer, asyncio.CancelledError)
+        elif number % 10 == 7:
+            assert isinstance(answer, ValueError)
+        else:
+            assert answer == str(number)
 
 
 async def test_closing_finishes_what_was_taken_on_and_takes_nothing_more():
     """Draining answers every job in the queue; a later one is refused, to be tried elsewhere."""
     gate = Gate()
     async with batcher(gate) as queue:
-        asked = [
-            asyncio.create_task(queue.submit(job, key=1, finished=nothing)) for job in ("a", "b")
-        ]
-        await until(lambda: gate.batches == [["a"]] and queue.waiting() == 1)
-        closing = asyncio.create_task(asyncio.to_thread(queue.close))
+        tasks = await asked(queue, "a", "b")
+        await until(lambda: gate.batches == [["a"]] and queue.waiting == 1)
+        closing = asyncio.create_task(queue.close())
         await until(lambda: queue._closing)
-        finished = Finished()
         with pytest.raises(NotReadyError):
-            await queue.submit("c", key=1, finished=finished)
-        assert finished.count == 1
+            await queue.submit("c")
         gate.open.set()
-        assert await asyncio.gather(*asked) == ["A", "B"]
+        assert await asyncio.gather(*tasks) == ["A", "B"]
         await closing
-        assert not any(worker.thread.is_alive() for worker in queue._workers)
+        assert all(stream.done() for stream in queue._streams)
+
+
+async def test_closing_does_not_wait_for_company():
+    """A batch that waits to be filled goes as it is."""
+    gate = Gate()
+    gate.open.set()
+    started = time.monotonic()
+    async with batcher(gate, streams=2, max_batch=8, max_delay_s=30) as queue:
+        tasks = await asked(queue, "a")
+        await until(lambda: queue.waiting == 0)
+    assert await tasks[0] == "A"
+    assert time.monotonic() - started < 5

@@ -95,7 +95,7 @@ def test_without_the_servers_installed_the_client_works(arguments, status, said)
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(name, path=None, target=None):\n"
-        "        if name in ('starlette', 'fastapi', 'uvicorn', 'uvloop', 'structlog', 'numpy',\n"
+        "        if name in ('starlette', 'fastapi', 'uvicorn', 'uvloop', 'numpy',\n"
         "                    'prometheus_client', 'sqlalchemy', 'aiohttp', 'cv2', 'onnxruntime'):\n"
         "            raise ModuleNotFoundError(f'No module named {name}', name=name)\n"
         "sys.meta_path.insert(0, Absent)\n"

@@ -10,9 +10,10 @@ import pytest
 
 from polyolo.errors import InvalidValueError, ModelFailedError
 from polyolo.serving.detector import Criteria, Detector, resolve
-from polyolo.serving.engines.onnxruntime import open_engine
+from polyolo.serving.engines import open_engine
 from polyolo.serving.heads import GraphSignature, TensorInfo, class_names, recognise
-from polyolo.serving.image import ImageLimits, decode, read_header
+from polyolo.serving.image import decode
+from polyolo.serving.imagecheck import ImageLimits, read_header
 from polyolo.types import DetectionSettings
 from tests.unit import graphs
 
@@ -65,7 +66,7 @@ def yolox_nano():
     model = SHARED / "models/yolox_nano.onnx"
     if not model.exists():
         pytest.skip("../shared, which holds YOLOX-Nano and the photographs, is not here")
-    engine = open_engine(model.read_bytes())
+    engine = open_engine("onnxruntime", model.read_bytes())
     head = recognise(engine.signature)
     expected = json.loads((SHARED / "expected/yolox_nano.json").read_text())
     yield Detector(engine, head, class_names(engine.signature, head.classes)), expected["images"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from polyolo.serving.detector import Criteria, Detector
-from polyolo.serving.engines.onnxruntime import open_engine
+from polyolo.serving.engines import open_engine
 from polyolo.serving.heads import class_names, recognise
 from tests.unit import graphs
 
@@ -64,7 +64,7 @@ FAMILIES = {
 
 def load(data, family=None, supplied=()):
     """Return a detector of an ONNX file, as the runtime makes it."""
-    engine = open_engine(data)
+    engine = open_engine("onnxruntime", data)
     head = recognise(engine.signature, family)
     return Detector(engine, head, class_names(engine.signature, head.classes, supplied))
 

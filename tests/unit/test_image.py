@@ -13,7 +13,8 @@ from polyolo.errors import (
     UndecodableImageError,
     UnsupportedImageError,
 )
-from polyolo.serving.image import ImageLimits, configure_opencv, decode, read_header
+from polyolo.serving.image import configure_opencv, decode
+from polyolo.serving.imagecheck import ImageLimits, read_header
 from tests.unit import pictures
 from tests.unit.pictures import encoded, exif, jpeg_with, png, smooth
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyolo.errors import PolyoloError
-from polyolo.serving.image import ImageLimits, configure_opencv, decode, read_header
+from polyolo.serving.image import configure_opencv, decode
+from polyolo.serving.imagecheck import ImageLimits, read_header
 from tests.unit.test_image import ALL
 
 PICTURES = [*ALL.values()]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from polyolo.errors import TooLargeError, UndecodableImageError, UnsupportedImageError
-from polyolo.serving.image import ImageLimits, configure_opencv, decode, read_header
+from polyolo.serving.image import configure_opencv, decode
+from polyolo.serving.imagecheck import ImageLimits, read_header
 from tests.unit import pictures
 from tests.unit.pictures import encoded, jpeg_with, png, smooth
 from tests.unit.test_image import ALL, LIMITS, RGB, SCENE, read

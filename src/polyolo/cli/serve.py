@@ -15,13 +15,13 @@ from polyolo.cli.door import default_home
 def serve(
     *, spec: Path, socket: Path | None = None, host: str = "127.0.0.1", port: int = 8800
 ) -> int:
-    """Run one tenant's runtime: the models that a spec document names, behind REST.
+    """Run one tenant's runtime: the models that a spec document names, behind HTTP and gRPC.
 
     Args:
         spec: The runtime spec document (JSON).
-        socket: Unix socket to listen on, instead of host and port.
+        socket: Unix socket to listen on, instead of host and port; gRPC's is grpc.sock beside it.
         host: Address to listen on.
-        port: Port to listen on.
+        port: Port to listen on; gRPC listens on the port behind it.
     """
     from polyolo.serving.__main__ import main
 
@@ -46,7 +46,7 @@ def gateway(
     Args:
         control: Where the control plane answers: `unix:/path/to/socket` or `http://host:port`.
         host: Address to listen on; beyond this machine only with TLS.
-        port: Port to listen on.
+        port: Port to listen on; gRPC listens on the port behind it.
         tls_cert: Certificate with its chain, PEM.
         tls_key: The certificate's private key, PEM.
         trusted_proxies: Network (CIDR) of proxies whose X-Forwarded-For is believed; repeat for

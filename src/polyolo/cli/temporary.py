@@ -86,10 +86,13 @@ def platform(standard_model: str | None = None) -> Iterator[Platform]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that is free, and whose successor (for gRPC) is free too."""
+    while True:
+        with socket.socket() as first, socket.socket() as second, suppress(OSError, OverflowError):
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            second.bind(("127.0.0.1", port + 1))
+            return port
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> float:

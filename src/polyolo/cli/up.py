@@ -48,7 +48,7 @@ def up(
 
     Args:
         host: Address to listen on; beyond this machine only with TLS.
-        port: Port to listen on.
+        port: Port to listen on; gRPC listens on the port behind it.
         home: Directory of everything that is kept, made when missing; holds the operator's key
             in `operator.key`. [default: ~/.local/share/polyolo]
         database: SQLAlchemy URL; in the environment if it holds a password.
@@ -106,8 +106,10 @@ async def _run(
 ) -> None:
     stop = web.signalled()
     door = web.bind(host=host, port=port)  # ours, so that a gateway's end closes no door
+    port = door.getsockname()[1]
+    behind = web.reserve(host, port + 1)  # gRPC's; the gateway listens there
     name, scheme = reachable(host), "https" if tls else "http"
-    url = f"{scheme}://{f'[{name}]' if ':' in name else name}:{door.getsockname()[1]}"
+    url = f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}"
     settings = replace(settings, public_url=public_url or url)
     async with control.opened(settings) as plane:
         done = asyncio.Event()
@@ -120,7 +122,8 @@ async def _run(
             *(word for network in proxies for word in ("--trusted-proxy", network)),
         )
         gateway = asyncio.create_task(_gateway(arguments, settings.gateway_token, door.fileno()))
-        say(f"polyolo listens on {url}, home {settings.home}")
+        say(f"polyolo listens on {url}, for gRPC on {port + 1}")
+        say(f"home {settings.home}")
         if tls is not None:
             say(f"certificate {tls.certificate}, SHA-256 {fingerprint(tls)}")
         await asyncio.wait(
@@ -133,6 +136,7 @@ async def _run(
         plane.release()
         done.set()
         await serving
+    behind.close()
 
 
 async def _gateway(arguments: tuple[str, ...], token: str, door: int) -> None:

@@ -1,8 +1,9 @@
 """The directory of one runtime: what is in it, and how it is written so that a crash is harmless.
 
-`spec.json` · `models/<sha256>.onnx` · `runtime.sock` · `runtime.json` (which process) · `log` ·
-`tmp/` · and marks: `ready` (has answered since its start), `stopping` (was asked to end; holds
-the moment after which it is killed), `exit.json` (which process ended, and how).
+`spec.json` · `models/<sha256>.onnx` · `runtime.sock`, `grpc.sock` · `runtime.json` (which
+process) · `log` · `tmp/` · and marks: `ready` (has answered since its start), `stopping` (was
+asked to end; holds the moment after which it is killed), `exit.json` (which process ended, and
+how).
 """
 
 from __future__ import annotations

@@ -1,38 +1,31 @@
-"""Puts the gateway together: `Detections` reads top to bottom as a request's path."""
+"""Puts the gateway together: `Reception.visit` and `Detections` read as a request's path."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from polyolo import telemetry, web
-from polyolo.errors import (
-    MethodNotAllowedError,
-    NotFoundError,
-    NotReadyError,
-    OverloadedError,
-    PolyoloError,
-)
+from polyolo.errors import MethodNotAllowedError, NotFoundError, PolyoloError
 from polyolo.gateway import routing
-from polyolo.gateway.auth import authenticate, authorise, presented
+from polyolo.gateway.grpc import GrpcDoor
 from polyolo.gateway.headers import for_control, for_runtime
 from polyolo.gateway.inbound import Leash
-from polyolo.gateway.limits import Bound
 from polyolo.gateway.proxy import Exchange
+from polyolo.gateway.reception import Reception
 from polyolo.gateway.routing import Directory
 from polyolo.gateway.settings import Settings
 from polyolo.gateway.source import address_of, networks
 from polyolo.gateway.upstream import Upstream, UpstreamError
-from polyolo.gateway.usage import NOTHING, Ledger, Meter, metered
-from polyolo.types import Principal
+from polyolo.gateway.usage import Ledger, Meter
 
 _TO_CONTROL = ("/api", "/oauth2", "/openapi.json", "/docs", "/.well-known")
 _OWN = ("/livez", "/readyz", "/metrics")
@@ -40,65 +33,33 @@ _LAST_FLUSH_S = 5.0  # for handing over usage when the process ends
 
 
 class Detections:
-    """Serves /v1/detect and /v2: authenticate, admit, pick the endpoint, forward, close."""
+    """Serves /v1/detect and /v2: take in, pick the endpoint, forward."""
 
-    def __init__(self, settings: Settings, directory: Directory, meter: Meter) -> None:
+    def __init__(self, settings: Settings, directory: Directory, reception: Reception) -> None:
         self._settings = settings
         self._directory = directory
-        self._meter = meter
+        self._reception = reception
         self._proxies = networks(settings.trusted_proxies)
-        self._inside = Bound()
         self._upstreams: dict[str, Upstream] = {}
 
     async def __call__(self, exchange: Exchange) -> None:
         """Serve one request. Raises what is to be answered."""
-        started = time.perf_counter()
-        settings, directory, meter = self._settings, self._directory, self._meter
-        scope = exchange.scope
+        settings, scope, inbound = self._settings, exchange.scope, exchange.inbound
         log = scope["state"]["log"]
         source = address_of(scope, self._proxies)
-        who: Principal | None = None
-        name = ""
-        status = 500
-        cold = False
-        try:
-            if scope["path"] == "/v1/detect" and scope["method"] != "POST":
-                raise MethodNotAllowedError("send the picture with POST")
-            credential = presented(scope["headers"])
-            if why := directory.distrust():
-                raise NotReadyError(f"{why}; come again shortly")
-            principal = authenticate(credential, directory.keys, directory.book, time.time())
-            ranges = directory.ranges.get(principal.id, ())
-            route = authorise(principal, directory.tenants, ranges=ranges, source=source)
-            who, tenant, name = principal, route.tenant, route.name
-            log["tenant"] = name
-            full = OverloadedError("too many requests of this tenant at once; come again shortly")
-            with (
-                self._inside.admit(tenant, route.plan.max_in_flight, full),
-                meter.in_flight(name),
-                Leash(settings.deadline_s) as leash,
-            ):
-                exchange.inbound.bound(settings.max_body_bytes)
-                await exchange.take_in(leash, settings.whole_body_bytes)
-                endpoint, cold = await directory.pick_endpoint(tenant)
-                headers = for_runtime(scope, cold_start=cold)
+        with self._reception.visit(
+            scope["headers"], source, log, billed=_is_metered(scope)
+        ) as visit:
+            try:
+                inbound.bound(settings.max_body_bytes)
+                await exchange.take_in(visit.leash, settings.whole_body_bytes)
+                endpoint, visit.cold = await self._directory.pick_endpoint(visit.tenant)
+                headers = for_runtime(scope, cold_start=visit.cold)
                 upstream = self._upstream(endpoint)
-                await exchange.forward(leash, upstream, headers, repeatable=True)
-            status = exchange.status
-        except PolyoloError as error:
-            status = error.status
-            raise
-        except (ClientDisconnect, asyncio.CancelledError):
-            status = web.CLIENT_CLOSED_REQUEST
-            raise
-        finally:
-            said = metered(exchange.ours) if exchange.ours else NOTHING
-            if said.model:
-                log["model"] = f"{said.model}:{said.version}"
-            meter.count(name, said.model, status, time.perf_counter() - started, cold=cold)
-            if who and _is_metered(scope):
-                received = exchange.inbound.received
-                meter.bill(who, str(source or ""), status, said, bytes_in=received, cold=cold)
+                await exchange.forward(visit.leash, upstream, headers, repeatable=True)
+            finally:
+                visit.status, visit.said = exchange.status, exchange.ours
+                visit.received = inbound.received
 
     def _upstream(self, endpoint: str) -> Upstream:
         upstream = self._upstreams.get(endpoint)
@@ -161,6 +122,8 @@ def door(detections: Detections, control: ControlApi, own: ASGIApp) -> ASGIApp:
         try:
             if not _means_the_same_everywhere(path):
                 raise NotFoundError("there is nothing at this path")
+            if path == "/v1/detect" and scope["method"] != "POST":
+                raise MethodNotAllowedError("send the picture with POST")
             if path == "/v1/detect" or _below(path, ("/v2",)):
                 await detections(exchange)
             elif _below(path, _TO_CONTROL):
@@ -201,8 +164,16 @@ def probes(directory: Directory, metrics: telemetry.Metrics) -> ASGIApp:
     return Router([Route("/readyz", readyz), *shared])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """A gateway at work, not listening yet."""
+
+    http: ASGIApp
+    grpc: GrpcDoor
+
+
 @asynccontextmanager
-async def gateway(settings: Settings) -> AsyncIterator[ASGIApp]:
+async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """Build a gateway, keep its snapshot fresh and its usage flowing while the context lasts."""
     metrics = telemetry.Metrics()
     control = Upstream(settings.control, limit=settings.control_connections)
@@ -211,18 +182,22 @@ async def gateway(settings: Settings) -> AsyncIterator[ASGIApp]:
     meter = Meter(ledger, metrics)
 
     def swapped(directory: Directory) -> None:
-        detections.keep({e for route in directory.tenants.values() for e in route.endpoints})
+        endpoints = {e for route in directory.tenants.values() for e in route.endpoints}
+        detections.keep(endpoints)
+        calls.keep(endpoints)
         meter.keep({route.name for route in directory.tenants.values()})
 
     directory = Directory(settings, on_swap=swapped)
-    detections = Detections(settings, directory, meter)
+    reception = Reception(settings, directory, meter)
+    detections = Detections(settings, directory, reception)
+    calls = GrpcDoor(settings, directory, reception)
     tasks = [
         asyncio.create_task(routing.pull(directory, internal, settings.token)),
         asyncio.create_task(ledger.run()),
     ]
     try:
         app = door(detections, ControlApi(settings, control), probes(directory, metrics))
-        yield web.Service(app, access_log=settings.access_log)
+        yield Gateway(http=web.Service(app, access_log=settings.access_log), grpc=calls)
     finally:
         for task in tasks:
             task.cancel()
@@ -235,6 +210,7 @@ async def gateway(settings: Settings) -> AsyncIterator[ASGIApp]:
                 "usage is lost: control does not take it", lost=len(ledger), reason=str(error)
             )
         detections.keep(set())
+        calls.keep(set())
         control.close()
         internal.close()
 
@@ -246,6 +222,17 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
         listener = web.bind(host=settings.host, port=settings.port)
     else:
         listener = socket.socket(fileno=settings.listen)
-    async with gateway(settings) as app:
-        telemetry.logger("gateway").info("listening", address=listener.getsockname()[:2])
-        await web.serve(app, listener, stop=stop, drain_s=settings.drain_s, tls=settings.tls)
+    host, port = listener.getsockname()[:2]
+    stop = stop or web.signalled()
+    async with gateway(settings) as doors:
+        server = await doors.grpc.open(host, port)
+        telemetry.logger("gateway").info("listening", address=(host, port), grpc_port=port + 1)
+
+        async def drain() -> None:
+            await stop.wait()
+            await server.stop(settings.drain_s)
+
+        serving = web.serve(
+            doors.http, listener, stop=stop, drain_s=settings.drain_s, tls=settings.tls
+        )
+        await asyncio.gather(serving, drain())

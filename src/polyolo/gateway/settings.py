@@ -14,7 +14,8 @@ class Settings:
     host: str = "127.0.0.1"
     """Address to listen on. Default: this machine only; beyond it TLS is needed."""
     port: int = 8700
-    """Port to listen on; 0 takes a free one. Default 8700, the platform's public port."""
+    """Port to listen on, gRPC on the port behind it; 0 takes a free one. Default 8700, the
+    platform's public port."""
     listen: int | None = None
     """Descriptor of a listening socket that the parent process opened, instead of host and port:
     the door stays open while one gateway process takes over from another."""
@@ -30,7 +31,8 @@ class Settings:
     """Seconds without a word from the control plane after which no credential is accepted any
     more (503): one that was revoked meanwhile would go on working. Control speaks every 20 s."""
     max_body_bytes: int = 21 * 1024 * 1024
-    """Largest body of a detection, bytes. Default 21 MiB: a picture of 20 MiB and its form."""
+    """Largest body of a detection, or gRPC message, bytes. Default 21 MiB: a picture of 20 MiB and
+    what is around it."""
     whole_body_bytes: int = 256 * 1024
     """Bodies up to this many bytes are read before the runtime is asked, larger ones stream.
     Default 256 KiB: most photos, so that a slow client does not occupy its runtime and a request

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
+import signal
 import sys
 from pathlib import Path
+
+from polyolo.lifeline import die_with_parent, keep_memory_private
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,7 +18,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8800, help="TCP port to listen on")
     parser.add_argument(
-        "--stuck-after", type=float, default=10.0, help="seconds on one batch until /livez fails"
+        "--stuck-after",
+        type=float,
+        default=10.0,
+        help="seconds on one batch until a model counts as hung",
     )
     commands = parser.add_subparsers(dest="command", metavar="inspect FILE")
     inspect = commands.add_parser("inspect", help="print what a model file holds, as JSON")
@@ -26,11 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.command is None and asked.spec is None:
         parser.error("--spec FILE is missing")
 
-    # Before numpy comes in: its BLAS would start a thread a core and keep memory for each.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from polyolo.lifeline import die_with_parent
-
+    # Until the server has its own handler; the first process of a container has no default one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     die_with_parent()
+    keep_memory_private()
     if asked.command == "inspect":
         from polyolo.serving.inspect import inspect_file
 

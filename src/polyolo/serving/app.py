@@ -1,24 +1,29 @@
-"""Composes one tenant's runtime: the spec's models behind one batcher behind the REST surface."""
+"""Composes one tenant's runtime: the spec's models, each in a process, behind HTTP and gRPC."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import asyncio
+import os
+import socket
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from starlette.routing import Router
 
 from polyolo import telemetry, web
-from polyolo.serving import loading, pipeline, rest
-from polyolo.serving.batcher import Batcher, Capacity
+from polyolo.serving import inference_rest, memory, process, rest
+from polyolo.serving.batcher import Capacity
 from polyolo.serving.cpus import usable_cpus
-from polyolo.serving.engines import onnxruntime
-from polyolo.serving.image import configure_opencv
+from polyolo.serving.loaded import LoadedModel
 from polyolo.serving.repository import Repository
+from polyolo.serving.runtime import Runtime
 from polyolo.serving.settings import Settings
-from polyolo.types import RuntimeSpec, VersionSpec
+from polyolo.serving.wire import Opening
+from polyolo.types import ModelRef, RuntimeSpec, VersionSpec
 
-log = telemetry.logger("serving")
+_DRAIN_S = 30.0  # what calls in flight are given, as web.serve gives requests
 
 
 async def run(settings: Settings) -> None:
@@ -27,56 +32,76 @@ async def run(settings: Settings) -> None:
     Raises OSError or ValueError with a sentence when it cannot start.
     """
     telemetry.configure_logging("serving")
-    configure_opencv()
     spec = read_spec(settings.spec)
     metrics = telemetry.Metrics()
+    capacity = Capacity(streams=usable_cpus())
 
-    def load(name: str, version: VersionSpec) -> loading.LoadedModel:
-        data = loading.read_version(settings.spec.parent, version)
-        model = loading.load(data, name, version, onnxruntime.open_engine)
-        del data
-        loading.give_memory_back()
+    async def load(name: str, version: VersionSpec) -> LoadedModel:
+        here = settings.spec.parent.absolute()
+        opening = Opening(
+            ref=ModelRef(name=name, version=version.version),
+            path=str(here / version.uri),
+            digest=version.digest,
+            classes=version.classes,
+            family=version.family,
+            streams=capacity.streams,
+            engine=version.engine,
+            precision=version.precision,
+            golden=tuple(str(here / uri) for uri in version.golden),
+        )
+        if old := repository.current(name):
+            beside = memory.resident(old.pid)
+            memory.refuse_unless_room(Path(opening.path), beside, memory.available())
+        opened = await process.start(opening)
         depth = metrics.queue_depth.labels(spec.tenant, name)
-        depth.set_function(lambda: batcher.waiting(lambda key: _named(key, name)))
-        return model
+        depth.set_function(lambda: repository.waiting(name))
+        return LoadedModel(opening, version, opened, capacity, settings.stuck_after_s)
 
-    def work(jobs: Sequence[pipeline.Job]) -> list[pipeline.Answer | Exception]:
-        outcomes = pipeline.answer(jobs)
-        for outcome in outcomes:
-            if isinstance(outcome, pipeline.Answer):
-                seconds = outcome.timing.inference / 1e3
-                name = jobs[0].model.ref.name
-                metrics.inference_duration.labels(spec.tenant, name).observe(seconds)
-                break  # one batch went through the engine once
-        return outcomes
+    def swapped(name: str) -> None:
+        metrics.model_swaps.labels(spec.tenant, name).inc()
 
-    batcher: Batcher[pipeline.Job, pipeline.Answer] = Batcher(
-        work, Capacity(streams=usable_cpus(), stuck_after_s=settings.stuck_after_s)
-    )
-    repository = Repository(load, lambda name: metrics.model_swaps.labels(spec.tenant, name).inc())
+    repository = Repository(load, swapped)
     repository.apply(spec)
-    runtime = rest.Runtime(
-        tenant=spec.tenant, repository=repository, batcher=batcher, metrics=metrics
-    )
+    runtime = Runtime(tenant=spec.tenant, repository=repository, metrics=metrics)
 
     async def live() -> str:
-        return batcher.stuck()
+        return ""  # a stuck model is ended by its own deadline; what is left is this event loop
 
     async def ready() -> str:
         return repository.not_ready()
 
     probes = web.probes(live=live, ready=ready, registry=metrics.registry)
-    router = Router([*rest.routes(runtime), *probes], redirect_slashes=False)
+    routes = [*rest.routes(runtime), *inference_rest.routes(runtime), *probes]
+    app = web.Service(Router(routes, redirect_slashes=False), access_log=False)
     listener = web.bind(host=settings.host, port=settings.port, path=settings.socket)
+    stop = web.signalled()
     try:
-        await web.serve(web.Service(router, access_log=False), listener)
+        # HTTP answers from here on, so who is told that the runtime is ready finds gRPC ready too.
+        server = await _start_grpc(runtime, web.rpc_target(_endpoint(settings, listener)))
+        await asyncio.gather(web.serve(app, listener, stop=stop), _drain(server, stop))
     finally:
-        batcher.close()
         await repository.close()
 
 
-def _named(key: Hashable, name: str) -> bool:
-    return isinstance(key, loading.LoadedModel) and key.ref.name == name
+def _endpoint(settings: Settings, listener: socket.socket) -> str:
+    if settings.socket is not None:
+        return f"unix:{settings.socket.absolute()}"
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _start_grpc(runtime: Runtime, target: str) -> Any:
+    # Models' processes are started by fork and exec; gRPC's own handlers of fork would wait for
+    # its threads, for a child that never speaks gRPC.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    # Imported in a thread, and now: the first model's process is being started meanwhile.
+    module = await asyncio.to_thread(import_module, "polyolo.serving.grpc")
+    return await module.start(runtime, target)
+
+
+async def _drain(server: Any, stop: asyncio.Event) -> None:
+    await stop.wait()
+    await server.stop(_DRAIN_S)
 
 
 def read_spec(path: Path) -> RuntimeSpec:

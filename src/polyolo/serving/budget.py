@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-
 from polyolo.errors import OverloadedError
 
 
 class ByteBudget:
-    """So many bytes that requests may hold at once. Thread-safe."""
+    """So many bytes that requests may hold at once. For one event loop."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._held = 0
-        self._lock = threading.Lock()
 
     @property
     def held(self) -> int:
@@ -22,13 +19,12 @@ class ByteBudget:
 
     def change(self, size: int) -> None:
         """Hold `size` more bytes, or fewer where negative; OverloadedError beyond the limit."""
-        with self._lock:
-            if size > 0 and self._held + size > self._limit:
-                raise OverloadedError(
-                    f"requests in flight hold {self._held / 2**20:.0f} MiB of pictures already; "
-                    "slow down, or send smaller pictures"
-                )
-            self._held += size
+        if size > 0 and self._held + size > self._limit:
+            raise OverloadedError(
+                f"requests in flight hold {self._held / 2**20:.0f} MiB of pictures already; "
+                "slow down, or send smaller pictures"
+            )
+        self._held += size
 
 
 class Share:
@@ -44,6 +40,6 @@ class Share:
         self._size += size
 
     def release(self) -> None:
-        """Give everything back. Once, from any thread."""
+        """Give everything back; twice does no harm."""
         self._budget.change(-self._size)
         self._size = 0

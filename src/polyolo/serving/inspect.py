@@ -14,9 +14,7 @@ import msgspec
 
 from polyolo.errors import ModelFailedError, PolyoloError
 from polyolo.serving import loading
-from polyolo.serving.engines import onnxruntime
 from polyolo.serving.image import configure_opencv
-from polyolo.types import VersionSpec
 
 
 def inspect_file(path: Path, classes: Sequence[str]) -> int:
@@ -41,15 +39,12 @@ def inspect_file(path: Path, classes: Sequence[str]) -> int:
 def describe(data: bytes, classes: Sequence[str]) -> dict[str, object]:
     """Load a model's bytes as a runtime would and return its family, classes and input shape."""
     configure_opencv()
-    version = VersionSpec(version=1, digest="", uri="", classes=tuple(classes))
-    model = loading.load(data, "inspected", version, onnxruntime.open_engine)
-    found: dict[str, object] = {
-        "family": model.family,
-        "classes": model.detector.names,
-        "input": model.input,
+    detector = loading.open_detector(data, family=None, classes=classes)
+    return {
+        "family": detector.head.family,
+        "classes": detector.names,
+        "input": detector.head.input.shape,
     }
-    model.retire()
-    return found
 
 
 def _refuse(reason: str) -> int:

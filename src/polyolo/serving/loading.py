@@ -1,130 +1,63 @@
-"""Turns a model file into a model that has answered a test picture, and frees it at the end.
-
-Loading runs in a thread of its own; what is loaded is used by every stream.
-"""
+"""Turns a model's file into a detector that has answered a test picture; in a worker's process."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
-import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyolo.errors import ModelRefusedError
+from polyolo.serving import torchfile
 from polyolo.serving.detector import Detector, resolve
-from polyolo.serving.engines import Engine
+from polyolo.serving.engines import Options, able, open_engine
 from polyolo.serving.heads import class_names, recognise
-from polyolo.types import DetectionSettings, ModelRef, VersionSpec
-
-OpenEngine = Callable[[bytes], Engine]
+from polyolo.types import DetectionSettings
 
 
-class LoadedModel:
-    """An open model, closed once it is retired and its last lease is released. Thread-safe."""
-
-    def __init__(
-        self,
-        ref: ModelRef,
-        version: VersionSpec,
-        detector: Detector,
-        *,
-        family: str,
-        input: tuple[int, ...],  # noqa: A002  # the name it has in ModelStatus
-        engine: str,
-        close: Callable[[], None],
-    ) -> None:
-        self.ref = ref
-        self.version = version
-        self.detector = detector
-        self.family = family
-        self.input = input
-        self.engine = engine
-        self._close = close
-        self._lock = threading.Lock()
-        self._leases = 0
-        self._retired = False
-
-    def __str__(self) -> str:
-        return str(self.ref)
-
-    def lease(self) -> bool:
-        """Keep the model open until `release`; False when it is retired already."""
-        with self._lock:
-            if self._retired:
-                return False
-            self._leases += 1
-            return True
-
-    def release(self) -> None:
-        """Give one lease back."""
-        with self._lock:
-            self._leases -= 1
-            last = self._retired and self._leases == 0
-        if last:
-            self._close()
-
-    def retire(self) -> None:
-        """Close the model now, or with its last lease."""
-        with self._lock:
-            last = not self._retired and self._leases == 0
-            self._retired = True
-        if last:
-            self._close()
-
-
-def read_version(directory: Path, version: VersionSpec) -> bytes:
-    """Read a version's file and hold it against its digest.
+def read_file(path: Path, digest: str) -> bytes:
+    """Read a version's file and hold it against its sha256.
 
     The bytes that were checked are the bytes that get opened: a file replaced meanwhile does
-    not matter. directory: what a relative uri is relative to. Raises OSError, ModelRefusedError.
+    not matter. Raises OSError, ModelRefusedError.
     """
-    data = (directory / version.uri).read_bytes()
-    if hashlib.sha256(data).hexdigest() != version.digest:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
         raise ModelRefusedError("its file is not the one that was pushed: its sha256 differs")
     return data
 
 
-def load(data: bytes, name: str, version: VersionSpec, open_engine: OpenEngine) -> LoadedModel:
+def open_detector(
+    data: bytes,
+    *,
+    family: str | None,
+    classes: Sequence[str],
+    engine: str = "",
+    options: Options | None = None,
+) -> Detector:
     """Open a model's bytes, recognise its head and try it on a test picture.
 
-    Blocks for tens of milliseconds to seconds. Raises ModelRefusedError with the reason for
-    what cannot be served, ModelFailedError for what fails on the picture.
+    family: None to recognise it. classes: names supplied beside the file. engine: empty for the
+    usual one of this kind of file. Blocks for tens of milliseconds to seconds. Raises
+    ModelRefusedError with the reason for what cannot be served, InvalidValueError for class names
+    that do not fit, ModelFailedError for what fails on the picture.
     """
-    engine = open_engine(data)
-    try:
-        head = recognise(engine.signature, version.family)
-        names = class_names(engine.signature, head.classes, version.classes)
-        detector = Detector(engine, head, names)
-        detector.detect([_test_picture()], [resolve(DetectionSettings(), names)])
-    except BaseException:
-        engine.close()
-        raise
-    return LoadedModel(
-        ModelRef(name=name, version=version.version),
-        version,
-        detector,
-        family=head.family,
-        input=head.input.shape,
-        engine=engine.name,
-        close=engine.close,
-    )
+    opened = open_engine(engine or usual_engine(data), data, options)
+    head = recognise(opened.signature, family)
+    names = class_names(opened.signature, head.classes, classes)
+    detector = Detector(opened, head, names)
+    detector.detect([test_picture()], [resolve(DetectionSettings(), names)])
+    return detector
 
 
-def give_memory_back() -> None:
-    """Return what a load needed only for a moment to the system; glibc alone would keep it.
-
-    4 MB of YOLOX-Nano's, 16 MB of a YOLOv8n's. Call it when the file's bytes are let go of.
-    """
-    with contextlib.suppress(AttributeError):  # another libc
-        ctypes.CDLL(None).malloc_trim(0)
+def usual_engine(data: bytes) -> str:
+    """Name the engine for a file of this kind where nobody asks for another."""
+    return next(iter(able(data)), "torch" if torchfile.kind(data) else "onnxruntime")
 
 
-def _test_picture() -> NDArray[np.uint8]:
-    """Return uint8 [96,128,3]: gradients, since a plain colour is 0/0 to some normalisations."""
+def test_picture() -> NDArray[np.uint8]:
+    """Return uint8 [96,128,3] of gradients, since a plain colour is 0/0 to some normalisations."""
     y, x = np.mgrid[0:96, 0:128].astype(np.uint8)
     return np.stack([x * 2, y * 2, x ^ y], axis=-1)

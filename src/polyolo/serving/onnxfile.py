@@ -8,6 +8,7 @@ Source of the field numbers: onnx.proto (onnx/onnx, IR version 10).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from polyolo.errors import ModelRefusedError
 
@@ -120,3 +121,48 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             raise ValueError("a number without end")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """What an ONNX file calls things; an engine may call them otherwise."""
+
+    inputs: tuple[str, ...]
+    """Without those that are weights."""
+    outputs: tuple[str, ...]
+    metadata: dict[str, str]
+
+
+def names(data: bytes) -> Names:
+    """Read the names of a graph's inputs and outputs, and the file's metadata.
+
+    Raises IndexError, ValueError for a file that `refuse_unless_self_contained` refuses.
+    """
+    inputs: list[str] = []
+    outputs: list[str] = []
+    weights: set[str] = set()
+    metadata: dict[str, str] = {}
+    for number, start, end in _fields(data, 0, len(data)):
+        if number == 14:  # ModelProto.metadata_props
+            metadata[_text(data, start, end, 1)] = _text(data, start, end, 2)
+        elif number == 7:  # ModelProto.graph
+            for inner, first, last in _fields(data, start, end):
+                if inner == 5:  # GraphProto.initializer
+                    weights.add(_text(data, first, last, 8))
+                elif inner == 11:  # GraphProto.input
+                    inputs.append(_text(data, first, last, 1))
+                elif inner == 12:  # GraphProto.output
+                    outputs.append(_text(data, first, last, 1))
+    return Names(
+        inputs=tuple(name for name in inputs if name not in weights),
+        outputs=tuple(outputs),
+        metadata=metadata,
+    )
+
+
+def _text(data: bytes, start: int, end: int, wanted: int) -> str:
+    """Return the string in one field of a message; empty where it has none."""
+    for number, first, last in _fields(data, start, end):
+        if number == wanted and last >= 0:
+            return data[first:last].decode("utf-8", "replace")
+    return ""

@@ -6,7 +6,7 @@ boxes for the ones asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl
@@ -55,21 +55,33 @@ def read_query(query: bytes) -> Asked:
         values[name] = value
     model = values.pop("model", None)
     reference = (None, None) if model is None else _model(model)
+    return Asked(name=reference[0], version=reference[1], overrides=read_settings(values))
+
+
+def read_settings(values: Mapping[str, str]) -> tuple[tuple[str, Any], ...]:
+    """Read the settings that a request overrides, given as text, into `Asked.overrides`.
+
+    values: by field, all in SETTINGS. Raises InvalidValueError naming field and range.
+    """
     overrides = tuple((field, _READERS[field](field, value)) for field, value in values.items())
     try:
         DetectionSettings(**dict(overrides))
     except ValueError as error:
         raise InvalidValueError(str(error)) from None
-    return Asked(name=reference[0], version=reference[1], overrides=overrides)
+    return overrides
 
 
 def _model(text: str) -> tuple[str, int | None]:
     name, colon, number = text.partition(":")
-    if not colon:
-        return name, None
+    return name, read_version(name, number) if colon else None
+
+
+def read_version(name: str, number: str) -> int:
+    """Read the number of a model's version. Raises NotFoundError for what is no number."""
     if not (number.isascii() and number.isdigit() and len(number) < 10):
-        raise NotFoundError(f"there is no model {text[:80]!r}; a version is a number, as in city:3")
-    return name, int(number)
+        text = f"{name}:{number}"[:80]
+        raise NotFoundError(f"there is no model {text!r}; a version is a number, as in city:3")
+    return int(number)
 
 
 def _number(field: str, text: str) -> float:

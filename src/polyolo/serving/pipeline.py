@@ -1,4 +1,4 @@
-"""Carries a batch of detection requests from encoded pictures to encoded answers, in one thread."""
+"""Carries a batch of jobs from encoded pictures to encoded answers, in one thread."""
 
 from __future__ import annotations
 
@@ -10,111 +10,128 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from polyolo.errors import PolyoloError
+from polyolo.errors import ModelFailedError, PolyoloError
 from polyolo.serving import image
-from polyolo.serving.annotate import annotate, encode
-from polyolo.serving.detector import Criteria
-from polyolo.serving.loading import LoadedModel
+from polyolo.serving.detector import Criteria, Detector, Results, resolve
 from polyolo.serving.params import JSON
-from polyolo.types import DetectAnswer, Detection, Detections, ImageSize, Timing
+from polyolo.serving.wire import ARRAYS, Answer, Job
+from polyolo.types import DetectAnswer, Detection, Detections, ImageSize, ModelRef, Timing
+
+Outcome = tuple[Answer, bytes]
+"""An answer, and its encoded body."""
+
+_NOTHING: Outcome = (Answer(), b"")  # until there is one
 
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One request, ready for a worker thread."""
+class Pipeline:
+    """decode → letterbox → infer → boxes → encode for one model. Safe in several threads."""
 
-    request_id: str
-    model: LoadedModel
-    criteria: Criteria
-    data: bytes
-    """The encoded picture."""
-    header: image.ImageHeader
-    media_type: str
-    """Of the answer: JSON, or the annotated picture's."""
-    cold_start: bool
-    received: float
-    """When the picture had arrived, in time.perf_counter's seconds."""
-    queued: float
-    """When the request began to wait for a worker."""
+    def __init__(self, ref: ModelRef, detector: Detector) -> None:
+        self._ref = ref
+        self._detector = detector
 
+    def answer(
+        self, jobs: Sequence[Job], pictures: Sequence[memoryview]
+    ) -> tuple[list[Answer], list[bytes]]:
+        """Return an answer and its encoded body for each job; an error takes an answer's place.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What goes out, and what it cost."""
+        A picture that cannot be decoded, or on which the model fails, costs only itself.
+        """
+        started = time.monotonic()
+        outcomes: list[Outcome] = [_NOTHING] * len(jobs)
+        decoded: list[_Decoded] = []
+        for index, (job, data) in enumerate(zip(jobs, pictures, strict=True)):
+            before = time.monotonic()
+            try:
+                criteria = resolve(job.settings, self._detector.names)
+                pixels = image.decode(data, job.header)
+            except Exception as error:  # noqa: BLE001  # brought to who sent the picture
+                outcomes[index] = _failed(error)
+            else:
+                decode_ms = (time.monotonic() - before) * 1e3
+                queue_ms = _ms(started - job.queued)
+                decoded.append(_Decoded(index, job, pixels, criteria, queue_ms, decode_ms))
+        if decoded:
+            for one, outcome in zip(decoded, self._look(decoded), strict=True):
+                outcomes[one.index] = outcome
+        return [answer for answer, _ in outcomes], [body for _, body in outcomes]
 
-    body: bytes
-    media_type: str
-    timing: Timing
-
-
-def answer(jobs: Sequence[Job]) -> list[Answer | Exception]:
-    """Do a batch of jobs of one model; a job that cannot be done gets its error instead.
-
-    Decode, then letterbox, infer and find the boxes together, then encode. Runs in a worker
-    thread, safe in several at once. Raises ModelFailedError when the model fails on the batch.
-    """
-    started = time.perf_counter()
-    outcomes: list[Answer | Exception] = []
-    pictures: list[NDArray[np.uint8]] = []
-    decoded: list[tuple[int, float]] = []
-    for index, job in enumerate(jobs):
-        before = time.perf_counter()
+    def _look(self, some: Sequence[_Decoded]) -> list[Outcome]:
+        """Run a batch; where that fails, each of it alone, since one of them is to blame."""
         try:
-            pictures.append(image.decode(job.data, job.header))
-        except PolyoloError as error:
-            outcomes.append(error)
-        else:
-            decoded.append((index, (time.perf_counter() - before) * 1e3))
-            outcomes.append(_PENDING)
-    if not decoded:
-        return outcomes
-    detector = jobs[0].model.detector
-    results = detector.detect(pictures, [jobs[index].criteria for index, _ in decoded])
-    for (index, decode_ms), picture, found in zip(
-        decoded, pictures, results.detections, strict=True
-    ):
-        job = jobs[index]
+            results = self._detector.detect(
+                [one.pixels for one in some], [one.criteria for one in some]
+            )
+            return [
+                self._answered(one, found, results)
+                for one, found in zip(some, results.detections, strict=True)
+            ]
+        except Exception as error:  # noqa: BLE001  # brought to who sent the picture
+            if len(some) > 1:
+                return [outcome for one in some for outcome in self._look([one])]
+            return [_failed(error)]
+
+    def _answered(self, one: _Decoded, found: Detections, results: Results) -> Outcome:
         timing = Timing(
-            queue=_ms(started - job.queued),
-            decode=round(decode_ms, 2),
+            queue=one.queue_ms,
+            decode=round(one.decode_ms, 2),
             inference=round(results.inference_ms, 2),
             postprocess=round(results.postprocess_ms, 2),
-            total=_ms(time.perf_counter() - job.received),
+            total=_ms(time.monotonic() - one.job.received),
         )
-        try:
-            if job.media_type == JSON:
-                body = _encode(_document(job, found, detector.names, timing))
-            else:
-                body = encode(annotate(picture, found, detector.names), job.media_type)
-        except PolyoloError as error:
-            outcomes[index] = error
-        else:
-            outcomes[index] = Answer(body=body, media_type=job.media_type, timing=timing)
-    return outcomes
+        body = self._encoded(one.job, one.pixels, found, timing)
+        return Answer(size=len(body), timing=timing, count=len(found)), body
+
+    def _encoded(
+        self, job: Job, pixels: NDArray[np.uint8], found: Detections, timing: Timing
+    ) -> bytes:
+        if job.media_type == JSON:
+            return _encode(self._document(job, found, timing))
+        if job.media_type == ARRAYS:
+            parts = found.xyxy, found.confidence, found.class_id
+            return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+        from polyolo.serving.annotate import annotate, encode  # few ask for pictures
+
+        return encode(annotate(pixels, found, self._detector.names), job.media_type)
+
+    def _document(self, job: Job, found: Detections, timing: Timing) -> DetectAnswer:
+        names = self._detector.names
+        # Rounded as float64: a float32 rounded to 2 digits would be written with 17.
+        boxes = found.xyxy.astype(np.float64).round(2).tolist()
+        confidences = found.confidence.astype(np.float64).round(4).tolist()
+        return DetectAnswer(
+            request_id=job.request_id,
+            model=self._ref,
+            image=ImageSize(width=job.header.width, height=job.header.height),
+            detections=tuple(
+                Detection(
+                    class_id=id_, class_name=names[id_], confidence=confidence, bbox=tuple(box)
+                )
+                for box, confidence, id_ in zip(
+                    boxes, confidences, found.class_id.tolist(), strict=True
+                )
+            ),
+            timing_ms=timing,
+            cold_start=job.cold_start,
+        )
 
 
-_PENDING = PolyoloError("the picture was decoded, but not answered")
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    index: int
+    job: Job
+    pixels: NDArray[np.uint8]
+    criteria: Criteria
+    queue_ms: float
+    decode_ms: float
 
 
-def _document(job: Job, found: Detections, names: Sequence[str], timing: Timing) -> DetectAnswer:
-    # Rounded as float64: a float32 rounded to 2 digits would be written with 17.
-    boxes = found.xyxy.astype(np.float64).round(2).tolist()
-    confidences = found.confidence.astype(np.float64).round(4).tolist()
-    return DetectAnswer(
-        request_id=job.request_id,
-        model=job.model.ref,
-        image=ImageSize(width=job.header.width, height=job.header.height),
-        detections=tuple(
-            Detection(class_id=id_, class_name=names[id_], confidence=confidence, bbox=tuple(box))
-            for box, confidence, id_ in zip(
-                boxes, confidences, found.class_id.tolist(), strict=True
-            )
-        ),
-        timing_ms=timing,
-        cold_start=job.cold_start,
-    )
+def _failed(error: Exception) -> Outcome:
+    if not isinstance(error, PolyoloError):  # a MemoryError, or a defect of ours
+        error = ModelFailedError(f"the model failed on this picture ({type(error).__name__})")
+    return Answer(error=error.code, detail=error.detail), b""
 
 
 def _ms(seconds: float) -> float:

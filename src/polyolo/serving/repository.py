@@ -1,6 +1,6 @@
 """Holds the models of one tenant: brings what is loaded in line with the spec, while serving.
 
-Everything here runs on the event loop except loading itself, which has threads of its own.
+Everything here runs on the event loop; loading itself happens in the models' own processes.
 Loading a version of a name that is loaded is the hot swap: the new one is opened beside the old
 and takes its place when it has answered a test picture; the old one closes with its last
 request. A load that fails changes nothing but the status.
@@ -9,12 +9,10 @@ request. A load that fails changes nothing but the status.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 from polyolo import telemetry
 from polyolo.errors import (
@@ -24,8 +22,9 @@ from polyolo.errors import (
     NotReadyError,
     PolyoloError,
 )
-from polyolo.serving.loading import LoadedModel
+from polyolo.serving.loaded import LoadedModel
 from polyolo.types import (
+    STANDARD,
     DetectionSettings,
     ModelSpec,
     ModelStatus,
@@ -35,10 +34,8 @@ from polyolo.types import (
     VersionSpec,
 )
 
-T = TypeVar("T")
-
-Loader = Callable[[str, VersionSpec], LoadedModel]
-"""Loads a model's version, named by model; runs in a thread, raises PolyoloError or OSError."""
+Loader = Callable[[str, VersionSpec], Awaitable[LoadedModel]]
+"""Loads a model's version, named by model. Raises PolyoloError or OSError."""
 
 _Key = tuple[str, VersionSpec]
 
@@ -56,22 +53,16 @@ class Lease:
     settings: DetectionSettings
 
     def release(self) -> None:
-        """Let go of the model. Once, from any thread."""
+        """Let go of the model, once."""
         self.model.release()
 
 
 class Repository:
-    """The models of one runtime, as its spec wants them.
+    """The models of one runtime, as its spec wants them."""
 
-    load_deadline_s: seconds after which a load counts as failed; the largest YOLO takes under 5.
-    """
-
-    def __init__(
-        self, load: Loader, on_swap: Callable[[str], None], *, load_deadline_s: float = 120.0
-    ) -> None:
+    def __init__(self, load: Loader, on_swap: Callable[[str], None]) -> None:
         self._load = load
         self._on_swap = on_swap
-        self._load_deadline_s = load_deadline_s
         self._spec: RuntimeSpec | None = None
         self._models: dict[str, ModelSpec] = {}
         self._observed = 0
@@ -79,6 +70,7 @@ class Repository:
         self._loaded: OrderedDict[_Key, LoadedModel] = OrderedDict()  # least recently used first
         self._loading: dict[_Key, asyncio.Task[LoadedModel]] = {}
         self._failed: dict[_Key, str] = {}
+        self._leaving: list[LoadedModel] = []  # dropped, but not closed yet
         self._one_at_a_time = asyncio.Lock()  # two loads at once would double the peak of memory
         self._changed = asyncio.Event()
         self._converging = asyncio.create_task(self._converge())
@@ -110,9 +102,7 @@ class Repository:
         if self._spec is None:
             raise NotReadyError("the runtime has no spec yet")
         name = self._spec.default_model if name is None else name
-        model = self._models.get(name)
-        if model is None:
-            raise NotFoundError(f"there is no model {name[:80]!r}")
+        model = self.model(name)
         if version is None:
             # The one in force, which is the older one while the wanted one loads or has failed.
             loaded = self._current.get(name)
@@ -128,6 +118,25 @@ class Repository:
             self._loaded.move_to_end((name, loaded.version))
         return Lease(model=loaded, settings=model.settings)
 
+    def model(self, name: str) -> ModelSpec:
+        """Return what the spec says of a model. Raises NotFoundError."""
+        model = self._models.get(name)
+        if model is None:
+            raise NotFoundError(f"there is no model {name[:80]!r}")
+        return model
+
+    def why_not(self, name: str, version: int | None = None) -> str:
+        """Say why a model would not answer a request now; empty when it would.
+
+        A version that loads on demand would. Raises NotFoundError.
+        """
+        model = self.model(name)
+        loaded = self._current.get(name) if version is None else None
+        if loaded is not None:
+            return loaded.down
+        status = self._status(name, _find(model, model.current if version is None else version))
+        return "" if status.state in ("ready", "idle") else status.reason or "it is loading"
+
     def not_ready(self) -> str:
         """Say why the default model cannot answer yet; empty when it can."""
         if self._spec is None:
@@ -139,6 +148,14 @@ class Repository:
         if reason is not None:
             return f"the default model {model.name}:{model.current} failed to load: {reason}"
         return f"the default model {model.name}:{model.current} is loading"
+
+    def current(self, name: str) -> LoadedModel | None:
+        """Return the version of a model that is in force, None before the first."""
+        return self._current.get(name)
+
+    def waiting(self, name: str) -> int:
+        """Return how many requests wait for a model of this name, all its versions together."""
+        return sum(one.queue.waiting for one in self._loaded.values() if one.ref.name == name)
 
     def status(self) -> RuntimeStatus:
         """Return what is observed now, one entry for each version that the spec names."""
@@ -156,16 +173,15 @@ class Repository:
         )
 
     async def close(self) -> None:
-        """Stop loading and close every model that no request holds."""
-        self._converging.cancel()
-        for task in self._loading.values():
+        """Stop loading and close every model; no request holds one any more."""
+        stopping = [self._converging, *self._loading.values()]
+        for task in stopping:
             task.cancel()
-        for loaded in self._loaded.values():
-            loaded.retire()
-        self._loaded.clear()
+        await asyncio.gather(*stopping, return_exceptions=True)
         self._current.clear()
-        with suppress(asyncio.CancelledError):
-            await self._converging
+        for loaded in list(self._loaded.values()):
+            self._drop(loaded)
+        await asyncio.gather(*(one.closing for one in self._leaving if one.closing is not None))
 
     def _status(self, name: str, version: VersionSpec) -> ModelStatus:
         key = (name, version)
@@ -174,14 +190,20 @@ class Repository:
             return ModelStatus(
                 name=name,
                 version=version.version,
-                state="ready",
-                family=loaded.family,
-                input=loaded.input,
-                engine=loaded.engine,
+                state="failed" if loaded.down else "ready",
+                reason=loaded.down,
+                family=loaded.opened.family,
+                input=loaded.opened.input,
+                engine=loaded.opened.engine,
+                device=loaded.opened.device,
+                precision=loaded.opened.precision,
+                speed=loaded.opened.speed,
+                quality=loaded.opened.quality,
             )
         failed = self._failed.get(key)
-        current = self._models[name].current == version.version
-        state = "failed" if failed else "loading" if current or key in self._loading else "idle"
+        assert self._spec is not None  # it names the version
+        due = self._models[name].current == version.version and _loads_ahead(self._spec, name)
+        state = "failed" if failed else "loading" if due or key in self._loading else "idle"
         return ModelStatus(name=name, version=version.version, state=state, reason=failed or "")
 
     async def _converge(self) -> None:
@@ -192,7 +214,8 @@ class Repository:
             spec = self._spec
             assert spec is not None  # set before the event
             self._retire_unwanted()
-            for model in sorted(spec.models, key=lambda one: one.name != spec.default_model):
+            ahead = [model for model in spec.models if _loads_ahead(spec, model.name)]
+            for model in sorted(ahead, key=lambda one: one.name != spec.default_model):
                 key = (model.name, _find(model, model.current))
                 with suppress(NotReadyError):  # the status says why
                     loaded = self._loaded.get(key) or await self._load_once(key)
@@ -234,6 +257,8 @@ class Repository:
     def _drop(self, loaded: LoadedModel) -> None:
         self._loaded.pop((loaded.ref.name, loaded.version), None)
         loaded.retire()
+        leaving = [*self._leaving, loaded]
+        self._leaving = [one for one in leaving if one.closing is None or not one.closing.done()]
 
     async def _load_once(self, key: _Key) -> LoadedModel:
         """Load a version, or wait for the load that is under way; NotReadyError if it failed."""
@@ -242,22 +267,20 @@ class Repository:
             raise NotReadyError(f"model {key[0]}:{key[1].version} failed to load: {failed}")
         task = self._loading.get(key)
         if task is None:
-            task = asyncio.create_task(self._load_in_thread(key))
+            task = asyncio.create_task(self._load_now(key))
             self._loading[key] = task
             task.add_done_callback(lambda _: self._loading.pop(key, None))
         return await asyncio.shield(task)  # a request that gives up does not cost others the load
 
-    async def _load_in_thread(self, key: _Key) -> LoadedModel:
+    async def _load_now(self, key: _Key) -> LoadedModel:
         name, version = key
         try:
-            async with self._one_at_a_time, asyncio.timeout(self._load_deadline_s):
-                loaded = await _in_thread(lambda: self._load(name, version), LoadedModel.retire)
-        except TimeoutError:
-            reason = f"loading took longer than {self._load_deadline_s:.0f} s"
+            async with self._one_at_a_time:
+                loaded = await self._load(name, version)
         except PolyoloError as error:
             reason = error.detail
         except OSError as error:
-            reason = f"its file cannot be read: {error.strerror}"
+            reason = f"a process for it cannot be started: {error.strerror}"
         except Exception as error:
             log.exception("a load failed unexpectedly", model=name, version=version.version)
             reason = f"loading failed unexpectedly ({type(error).__name__})"
@@ -266,7 +289,9 @@ class Repository:
             if key[0] not in self._current and self._is_current(key):
                 self._current[name] = loaded
             self._retire_unwanted()
-            log.info("model loaded", model=name, version=version.version, family=loaded.family)
+            log.info(
+                "model loaded", model=name, version=version.version, family=loaded.opened.family
+            )
             return loaded
         self._failed[key] = reason
         log.warning("model failed to load", model=name, version=version.version, reason=reason)
@@ -275,6 +300,15 @@ class Repository:
     def _is_current(self, key: _Key) -> bool:
         model = self._models.get(key[0])
         return model is not None and _find(model, model.current) == key[1]
+
+
+def _loads_ahead(spec: RuntimeSpec, name: str) -> bool:
+    """Say whether a model loads before anybody asks for it.
+
+    All do but the platform's own where the tenant has put another in its place: few ask for it
+    then, and it would hold the memory of a process in every runtime.
+    """
+    return name == spec.default_model or name != STANDARD
 
 
 def _find(model: ModelSpec, number: int) -> VersionSpec:
@@ -286,8 +320,6 @@ def _find(model: ModelSpec, number: int) -> VersionSpec:
 
 def _check(spec: RuntimeSpec) -> None:
     """Raise InvalidValueError for a spec that contradicts itself."""
-    if spec.engine != "onnxruntime":
-        raise InvalidValueError(f"there is no engine {spec.engine[:40]!r} here, only onnxruntime")
     names = [model.name for model in spec.models]
     if len(set(names)) != len(names):
         raise InvalidValueError("the spec names a model twice")
@@ -299,33 +331,3 @@ def _check(spec: RuntimeSpec) -> None:
             raise InvalidValueError(
                 f"the spec's versions of {model.name} are not unique, or lack {model.current}"
             )
-
-
-async def _in_thread(work: Callable[[], T], discard: Callable[[T], None]) -> T:
-    """Do `work` in a thread of its own, which a hung load may keep without holding up others.
-
-    discard: what to do with a result that came after the caller had given up.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def deliver(result: T | None, error: Exception | None) -> None:
-        if future.done():
-            if result is not None:
-                discard(result)
-        elif error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # one of the two is there
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except Exception as error:  # noqa: BLE001  # brought to the caller
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(deliver, result, failure)
-
-    threading.Thread(target=run, name="load", daemon=True).start()
-    return await future

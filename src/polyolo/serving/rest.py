@@ -3,59 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from functools import partial
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from polyolo.errors import DeadlineExceededError, PolyoloError, TooLargeError
+from polyolo.errors import TooLargeError
 from polyolo.serving import params
-from polyolo.serving.batcher import Batcher
-from polyolo.serving.budget import ByteBudget, Share
-from polyolo.serving.detector import resolve
+from polyolo.serving.budget import Share
 from polyolo.serving.form import PictureForm, is_form
-from polyolo.serving.image import ImageLimits, read_header
-from polyolo.serving.pipeline import Answer, Job
-from polyolo.serving.repository import Repository
-from polyolo.telemetry import Metrics
+from polyolo.serving.runtime import Reached, Request, Runtime, deadline, measured, metering
 from polyolo.types import RuntimeSpec
-from polyolo.web import CLIENT_CLOSED_REQUEST, decode_json, json_response, read_body
+from polyolo.web import decode_json, json_response, read_body
 
 _FORM_OVERHEAD = 64 * 1024  # bytes of a form around its picture: boundaries, headers, small fields
 _SPEC_BYTES = 8 * 1024 * 1024  # a spec of 100 models with 1000 class names each is half of it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runtime:
-    """What the handlers work with."""
-
-    tenant: str
-    repository: Repository
-    batcher: Batcher[Job, Answer]
-    metrics: Metrics
-    limits: ImageLimits = field(default_factory=ImageLimits)
-    budget: ByteBudget = field(default_factory=lambda: ByteBudget(64 * 1024 * 1024))
-    """64 MiB: 300 ordinary photos, or three of the largest allowed."""
-    timeout_s: float = 30.0
-    """Seconds a request may take that names no deadline of its own."""
-
-
 def routes(runtime: Runtime) -> list[Route]:
     """Return the routes of the REST surface."""
 
-    async def detect(request: Request) -> Response:
-        return await _measured(runtime, request, _detect)
+    async def detect(request: HttpRequest) -> Response:
+        return await measured(runtime, partial(_detect, runtime, request))
 
-    async def put_spec(request: Request) -> Response:
+    async def put_spec(request: HttpRequest) -> Response:
         body = await read_body(request.receive, _SPEC_BYTES, request.headers.get("content-length"))
         runtime.repository.apply(decode_json(body, RuntimeSpec))
         return json_response(runtime.repository.status(), 202)
 
-    async def get_status(_: Request) -> Response:
+    async def get_status(_: HttpRequest) -> Response:
         return json_response(runtime.repository.status())
 
     return [
@@ -65,106 +45,40 @@ def routes(runtime: Runtime) -> list[Route]:
     ]
 
 
-async def _measured(
-    runtime: Runtime,
-    request: Request,
-    handle: Callable[[Runtime, Request], Awaitable[Response]],
-) -> Response:
-    """Count a request and its time by the model that it reached, none where it reached none."""
-    started = time.perf_counter()
-    code = PolyoloError.status
-    try:
-        response = await handle(runtime, request)
-        code = response.status_code
-    except PolyoloError as error:
-        code = error.status
-        # The frames it came through hold the picture; whoever handles the error must not.
-        error.__context__ = None
-        raise error.with_traceback(None)  # noqa: B904  # the same error, lighter
-    except ClientDisconnect:
-        code = CLIENT_CLOSED_REQUEST
-        raise
-    finally:
-        model = request.scope["state"]["log"].get("model", "")
-        runtime.metrics.requests.labels(runtime.tenant, model, str(code)).inc()
-        seconds = time.perf_counter() - started
-        runtime.metrics.request_duration.labels(runtime.tenant, model).observe(seconds)
-    return response
-
-
-async def _detect(runtime: Runtime, request: Request) -> Response:
-    """Receive → model → (in a worker thread) decode → letterbox → infer → boxes → encode."""
+async def _detect(runtime: Runtime, request: HttpRequest, reached: Reached) -> Response:
+    """Receive → model → (in the model's process) decode → letterbox → infer → boxes → encode."""
     headers = request.headers
-    asked = params.read_query(request.scope["query_string"])
-    timeout_s = params.read_timeout(headers.get("polyolo-timeout-ms"), runtime.timeout_s)
-    media_type = params.read_accept(headers.get("accept"))
-    if runtime.batcher.full:
-        raise runtime.batcher.overloaded()
-    try:
-        async with asyncio.timeout(timeout_s):
-            with ExitStack() as held:
-                share = Share(runtime.budget)
-                held.callback(share.release)
-                data = await _picture(runtime, request, share)
-                header = read_header(data, runtime.limits)
-                received = time.perf_counter()
-                async with _while_connected(request):
-                    lease = await runtime.repository.acquire(asked.name, asked.version)
-                    held.callback(lease.release)
-                    model = lease.model
-                    request.scope["state"]["log"]["model"] = model.ref.name
-                    settings = asked.settings(lease.settings)
-                    job = Job(
-                        request_id=request.scope["state"]["request_id"],
-                        model=model,
-                        criteria=resolve(settings, model.detector.names),
-                        data=data,
-                        header=header,
-                        media_type=media_type,
-                        cold_start=headers.get("polyolo-cold-start") == "1",
-                        received=received,
-                        queued=time.perf_counter(),
-                    )
-                    del data  # the job alone keeps the picture, for as long as it takes
-                    in_flight = runtime.metrics.in_flight.labels(runtime.tenant, model.ref.name)
-                    with in_flight.track_inprogress():
-                        answer = await runtime.batcher.submit(
-                            job, key=model, finished=held.pop_all().close
-                        )
-    except TimeoutError:
-        raise DeadlineExceededError(
-            f"there was no answer within {timeout_s:g} s; send fewer requests at once, or allow "
-            "more time in the header Polyolo-Timeout-Ms"
-        ) from None
-    return Response(
-        answer.body,
-        media_type=answer.media_type,
-        headers={
-            "polyolo-model": str(model.ref),
-            "polyolo-images": "1",
-            "polyolo-engine-ms": f"{answer.timing.inference:.2f}",
-        },
+    asked = Request(
+        asked=params.read_query(request.scope["query_string"]),
+        request_id=request.scope["state"]["request_id"],
+        media_type=params.read_accept(headers.get("accept")),
+        cold_start=headers.get("polyolo-cold-start") == "1",
     )
+    timeout_s = params.read_timeout(headers.get("polyolo-timeout-ms"), runtime.timeout_s)
+    async with deadline(timeout_s):
+        with ExitStack() as held:
+            share = Share(runtime.budget)
+            held.callback(share.release)
+            picture = await _picture(runtime, request, share)
+            async with while_connected(request):
+                lease = await runtime.lease(asked.asked)
+                held.callback(lease.release)
+                reached.model = lease.model.ref.name
+                found = await runtime.look(lease, picture, asked)
+    return Response(found.body, media_type=asked.media_type, headers=metering([found]))
 
 
-async def _picture(runtime: Runtime, request: Request, share: Share) -> bytes:
+async def _picture(runtime: Runtime, request: HttpRequest, share: Share) -> bytes:
     """Receive the body and return the encoded picture in it."""
     content_type = request.headers.get("content-type", "")
     limit = runtime.limits.max_bytes
+    refusal = TooLargeError(f"a picture may have at most {limit:,} bytes")
     form: PictureForm | None = None
     if is_form(content_type):
         form = PictureForm(content_type, params.KNOWN)
         limit += _FORM_OVERHEAD
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(runtime)
     chunks: list[bytes] = []
-    size = 0
-    async for chunk in _chunks(request):
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(runtime)
-        share.grow(len(chunk))
+    async for chunk in received(request, share, limit, refusal):
         if form is not None:
             form.write(chunk)
         else:
@@ -174,23 +88,34 @@ async def _picture(runtime: Runtime, request: Request, share: Share) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _too_large(runtime: Runtime) -> TooLargeError:
-    return TooLargeError(f"a picture may have at most {runtime.limits.max_bytes:,} bytes")
+async def received(
+    request: HttpRequest, share: Share, limit: int, refusal: TooLargeError
+) -> AsyncIterator[bytes]:
+    """Yield a request's body as it comes, at most `limit` bytes, all of it held in `share`.
 
-
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    Raises `refusal` for more, if the length is declared then at once; OverloadedError,
+    ClientDisconnect.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise refusal
+    size = 0
     more = True
     while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         if chunk := message.get("body", b""):
+            size += len(chunk)
+            if size > limit:
+                raise refusal
+            share.grow(len(chunk))
             yield chunk
         more = message.get("more_body", False)
 
 
 @asynccontextmanager
-async def _while_connected(request: Request) -> AsyncIterator[None]:
+async def while_connected(request: HttpRequest) -> AsyncIterator[None]:
     """Abandon the block with ClientDisconnect as soon as the client hangs up.
 
     For a request whose body has been received: nothing else comes in after it.

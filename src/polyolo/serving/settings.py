@@ -13,11 +13,11 @@ class Settings:
     spec: Path
     """File with the RuntimeSpec to serve, as JSON; the models' uris are relative to it."""
     socket: Path | None = None
-    """Unix socket to listen on; without one, host and port."""
+    """Unix socket to listen on, with grpc.sock beside it for gRPC; without one, host and port."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = 8800
-    """TCP port to listen on."""
+    """TCP port to listen on; gRPC listens on the port behind it."""
     stuck_after_s: float = 10.0
-    """Seconds a worker may take for one batch before /livez says that it is stuck. The default is
-    several times what the largest YOLO takes on one slow core."""
+    """Seconds on one batch after which a model counts as hung: the batch fails and the model's
+    process is started again. Several times what the largest YOLO takes on one slow core."""

@@ -1,42 +1,73 @@
-"""Runs ONNX graphs with ONNX Runtime on the CPU."""
+"""Runs ONNX graphs with ONNX Runtime: on the CPU, or on an NVIDIA GPU where its build can."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Collection
 from typing import Any
 
-import onnxruntime as ort  # type: ignore[import-untyped]  # ships no types
 from numpy.typing import NDArray
 
 from polyolo.errors import ModelFailedError, ModelRefusedError
-from polyolo.serving.engines import Engine
+from polyolo.serving.engines import EXACT, Engine, Options
+from polyolo.serving.engines.quote import quote
 from polyolo.serving.heads import GraphSignature, TensorInfo
 from polyolo.serving.onnxfile import refuse_unless_self_contained
 
+# Read when the library is loaded. Its wheels report to their maker unless told not to.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime as ort  # type: ignore[import-untyped]  # ships no types
+
 _ONLY_FATAL = 4  # its errors arrive as exceptions; its own lines on stderr would only repeat them
+_CPU, _CUDA, _TENSORRT = (
+    "CPUExecutionProvider",
+    "CUDAExecutionProvider",
+    "TensorrtExecutionProvider",
+)
+_DEVICES = {_CPU: "cpu", _CUDA: "cuda", _TENSORRT: "tensorrt"}
+
+Providers = list[tuple[str, dict[str, str]]]
 
 
-def open_engine(data: bytes) -> Engine:
-    """Open an ONNX file's bytes for CPU inference, one thread for each concurrent `infer`.
-
-    Blocks for tens of milliseconds and more, partly with the GIL held. Raises ModelRefusedError
-    for what is not a complete, valid graph that this ONNX Runtime can run.
-    """
+def open_engine(data: bytes, options: Options) -> Engine:
+    """Open an ONNX file's bytes; see engines.open_engine."""
     refuse_unless_self_contained(data)
-    options = ort.SessionOptions()
+    settings = ort.SessionOptions()
     # One thread a run: concurrent runs of one session fill the cores better than one run that
     # is split over them (164 to 130 pictures a second), and nothing spins between the runs.
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
+    settings.intra_op_num_threads = 1
+    settings.inter_op_num_threads = 1
     # Planning each run's memory as one block buys no speed, and with two streams costs 5 MB for
     # YOLOX-Nano and 35 MB for a YOLOv8n at 640.
-    options.enable_mem_pattern = False
-    options.log_severity_level = _ONLY_FATAL
+    settings.enable_mem_pattern = False
+    settings.log_severity_level = _ONLY_FATAL
+    wanted = providers(options.arithmetic, ort.get_available_providers())
     try:
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(data, settings, providers=wanted)
     except Exception as error:  # noqa: BLE001  # its exceptions share no base class
-        raise ModelRefusedError(f"ONNX Runtime cannot load it: {_quote(error)}") from None
+        raise ModelRefusedError(f"ONNX Runtime cannot load it: {quote(error)}") from None
     return _OrtEngine(session)
+
+
+def arithmetics() -> tuple[str, ...]:
+    """See engines.arithmetics. On the CPU of an x86 machine it has nothing besides float32."""
+    return (EXACT, "float16") if _TENSORRT in ort.get_available_providers() else (EXACT,)
+
+
+def providers(arithmetic: str, available: Collection[str]) -> Providers:
+    """Return what is to run the graph, best first, out of what this build has.
+
+    TensorRT is only for float16: by default it rounds float32 to TF32's 10 bits, as CUDA does
+    unless told not to.
+    """
+    chosen: Providers = []
+    if arithmetic == "float16" and _TENSORRT in available:
+        chosen.append((_TENSORRT, {"trt_fp16_enable": "1"}))
+    if _CUDA in available:
+        chosen.append((_CUDA, {"use_tf32": "0" if arithmetic == EXACT else "1"}))
+    return [*chosen, (_CPU, {})]
 
 
 class _OrtEngine:
@@ -47,6 +78,8 @@ class _OrtEngine:
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session: ort.InferenceSession | None = session
         self._outputs = [output.name for output in session.get_outputs()]
+        # The session's own word: a provider that finds no device is left out.
+        self.device = _DEVICES.get(session.get_providers()[0], "cpu")
         self.signature = GraphSignature(
             inputs=tuple(_tensor(one) for one in session.get_inputs()),
             outputs=tuple(_tensor(one) for one in session.get_outputs()),
@@ -61,7 +94,7 @@ class _OrtEngine:
         try:
             outputs: list[NDArray[Any]] = session.run(self._outputs, feeds)
         except Exception as error:  # noqa: BLE001  # its exceptions share no base class
-            raise ModelFailedError(f"ONNX Runtime failed in this model: {_quote(error)}") from None
+            raise ModelFailedError(f"ONNX Runtime failed in this model: {quote(error)}") from None
         return outputs
 
     def close(self) -> None:
@@ -76,11 +109,3 @@ def _tensor(node: Any) -> TensorInfo:
 
 
 _DTYPES = {"float": "float32", "double": "float64"}  # the others bear numpy's names already
-
-
-def _quote(error: Exception) -> str:
-    """Return a foreign error's gist: one line, no paths, at most 200 characters."""
-    text = " ".join(str(error).split())
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", "", text)
-    text = re.sub(r"(?:/[\w.+-]+){2,}(?::\d+)?", "…", text)
-    return text if len(text) <= 200 else text[:199] + "…"

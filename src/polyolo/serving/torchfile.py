@@ -1,0 +1,30 @@
+"""Tells by a file's table of contents which kind of PyTorch archive it is, opening nothing in it.
+
+A TorchScript archive and an exported program are programs. A checkpoint (torch.save) is a pickle,
+which is never opened: unpickling it does whatever its maker wanted.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from typing import Literal
+
+Kind = Literal["TorchScript archive", "exported program"]
+
+
+def kind(data: bytes) -> Kind | None:
+    """Return what a file is to PyTorch; None for anything else, a checkpoint too."""
+    if not data.startswith(b"PK\x03\x04"):
+        return None
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            # Below one folder, named after the file when it was written.
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return None
+    if "archive_format" in names and any(name.startswith("models/") for name in names):
+        return "exported program"
+    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+        return "TorchScript archive"
+    return None
