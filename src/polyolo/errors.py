@@ -59,6 +59,16 @@ class UnauthenticatedError(PolyoloError):
         return {"www-authenticate": "Bearer"}
 
 
+class InvalidTokenError(UnauthenticatedError):
+    """The access token is malformed, forged, expired, revoked or meant for somebody else."""
+
+    code, title = "invalid-token", "Access token not valid"
+
+    def headers(self) -> dict[str, str]:
+        """Return the challenge that RFC 6750 asks for: the client should get another token."""
+        return {"www-authenticate": 'Bearer error="invalid_token"'}
+
+
 class QuotaUsedUpError(PolyoloError):
     """The tenant's quota or spend cap is used up."""
 
@@ -69,6 +79,16 @@ class ForbiddenError(PolyoloError):
     """The caller is known, but not allowed."""
 
     code, title, status, grpc = "forbidden", "Not allowed", 403, "PERMISSION_DENIED"
+
+
+class InsufficientScopeError(ForbiddenError):
+    """The access token is good, but not for this."""
+
+    code, title = "insufficient-scope", "Scope missing"
+
+    def headers(self) -> dict[str, str]:
+        """Return the challenge that RFC 6750 asks for."""
+        return {"www-authenticate": 'Bearer error="insufficient_scope"'}
 
 
 class NotFoundError(PolyoloError):

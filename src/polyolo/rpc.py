@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 
 from polyolo import telemetry
 from polyolo.errors import NotFoundError, PolyoloError
+from polyolo.tls import Tls
 from polyolo.web import Probe
 
 Context = Any
@@ -102,11 +103,15 @@ def server(handlers: Iterable[Any], *, max_bytes: int, shared_port: bool = False
     return made
 
 
-async def listen(server: Any, target: str) -> None:
-    """Start a server. target: as `web.rpc_target` gives it. Raises OSError with a sentence that
-    says what to change."""
+async def listen(server: Any, target: str, tls: Tls | None = None) -> None:
+    """Start a server. target: as `web.rpc_target` gives it. tls: what it speaks TLS with, if it
+    does. Raises OSError with a sentence that says what to change."""
     try:
-        server.add_insecure_port(target)
+        if tls is None:
+            server.add_insecure_port(target)
+        else:
+            pair = tls.key.read_bytes(), tls.certificate.read_bytes()
+            server.add_secure_port(target, grpc.ssl_server_credentials([pair]))
     except RuntimeError:
         raise OSError(f"cannot listen on {target} for gRPC; is it taken?") from None
     await server.start()

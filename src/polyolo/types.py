@@ -257,6 +257,30 @@ class KeyEntry:
     scopes: tuple[str, ...]
     expires_at: float | None = None
     """Unix seconds; None: never."""
+    sources: tuple[str, ...] = ()
+    """Networks (CIDR) that it may be used from; empty: from anywhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientEntry:
+    """One live OAuth client: its tokens are good for as long as it is in the snapshot."""
+
+    id: str
+    tenant: str
+    scopes: tuple[str, ...]
+    """A token never may more than its client now may, whatever it was issued with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRules:
+    """What makes an access token good; all that is needed to check one without asking."""
+
+    issuer: str
+    audience: str
+    keys: tuple[dict[str, str], ...] = ()
+    """Public keys (JWK, each with a kid), older ones while tokens signed by them may be good."""
+    revoked: tuple[str, ...] = ()
+    """Ids (jti) of tokens that were revoked before their end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +290,9 @@ class Snapshot:
     revision: int
     tenants: tuple[TenantRoute, ...]
     keys: tuple[KeyEntry, ...]
+    clients: tuple[ClientEntry, ...] = ()
+    tokens: TokenRules | None = None
+    """None: no access token is good."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +313,10 @@ class UsageRecord:
     engine_ms: float = 0.0
     bytes_in: int = 0
     cold_start: bool = False
+    principal: str = ""
+    """Who asked: `key:<id>`, or `token:<id of the client>`."""
+    source: str = ""
+    """Address that it came from, as far as it is believed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +324,7 @@ class Principal:
     """Who is asking. The tenant comes from here and from nothing else."""
 
     kind: str
-    """operator, key or gateway."""
+    """operator, user, key, token (an OAuth client, by its id) or gateway."""
     id: str
     tenant: str | None = None
     """The tenant's id; None for the operator and for a gateway."""
@@ -311,90 +342,3 @@ class Event:
     tenant: str | None
     resource: str
     detail: str = ""
-
-
-# --- Resources of the control API, as clients see them ----------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiKey:
-    """An API key; `key` is there only in the answer that creates it."""
-
-    id: str
-    name: str
-    scopes: tuple[str, ...]
-    created_at: float
-    expires_at: float | None = None
-    revoked_at: float | None = None
-    key: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tenant:
-    """A customer of the platform."""
-
-    id: str
-    name: str
-    plan: str
-    state: TenantState
-    created_at: float
-    default_model: str
-    runtime: RuntimeStatus | None = None
-    api_key: ApiKey | None = None
-    """The first key, only in the answer that creates the tenant."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelVersion:
-    """An immutable, numbered version of a model, content-addressed by sha256."""
-
-    version: int
-    digest: str
-    size: int  # bytes
-    family: str
-    classes: tuple[str, ...]
-    input: tuple[int, ...]
-    created_at: float
-    created_by: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A named model of a tenant."""
-
-    name: str
-    current: int
-    default: bool
-    """True for the model that answers when a request names none."""
-    settings: DetectionSettings
-    versions: tuple[ModelVersion, ...]
-    state: str = ""
-    """How the current version fares in the runtime: ModelStatus.state, or empty if unknown."""
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelUsage:
-    """A tenant's use of one model."""
-
-    model: str
-    requests: int
-    images: int
-    engine_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """A tenant's use of the platform from `since` to `until` (unix seconds)."""
-
-    tenant: str
-    name: str
-    since: float
-    until: float
-    requests: int
-    images: int
-    errors: int
-    """Requests answered with a status of 400 or more."""
-    engine_ms: float
-    bytes_in: int
-    models: tuple[ModelUsage, ...] = ()

@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ from polyolo.errors import (
     PolyoloError,
     TooLargeError,
 )
+from polyolo.tls import HSTS, Tls
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that hung up; never sent, only counted
 
@@ -272,13 +274,18 @@ async def serve(
     *,
     stop: asyncio.Event | None = None,
     drain_s: float = 30.0,
+    tls: Tls | None = None,
 ) -> None:
     """Serve `app` until `stop`, then finish what is in flight, and return.
 
-    stop: SIGTERM or SIGINT when None. drain_s: seconds that requests in flight are given.
+    stop: SIGTERM or SIGINT when None. drain_s: seconds that requests in flight are given. tls:
+    None for plain HTTP; else plain HTTP gets no answer, the connection is closed.
     """
     config = uvicorn.Config(
         app,
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+        headers=[HSTS] if tls else None,
         http="httptools",
         loop="none",  # the caller runs the loop
         ws="none",
@@ -292,6 +299,10 @@ async def serve(
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(drain_s),
     )
+    if tls is not None:
+        config.load()
+        assert config.ssl is not None
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     server = _Server(config)
     stop = stop or signalled()
     serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from polyolo.client import Client
-from polyolo.types import Tenant
+from polyolo.resources import Tenant
 
 T = TypeVar("T")
 

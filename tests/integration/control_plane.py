@@ -18,6 +18,7 @@ from polyolo import web
 from polyolo.control.app import Control, opened
 from polyolo.control.settings import ControlSettings
 from polyolo.types import Plan
+from tests.integration import postgres
 
 PARTS = Path(__file__).parents[1] / "contract"
 GATEWAY = {"authorization": "Bearer gateway-token"}
@@ -90,8 +91,15 @@ def settings(home: Path, **changes: Any) -> ControlSettings:
         "runtime_command": (sys.executable, str(PARTS / "small_runtime.py")),
         "inspect_command": (sys.executable, str(PARTS / "small_inspect.py")),
         "drain_s": 1.0,
+        "database": database_url(home),
     }
     return ControlSettings(**(values | changes))
+
+
+def database_url(home: Path) -> str:
+    """Return the database of `home`: always the same one; empty for SQLite in the home."""
+    directory = os.environ.get(postgres.VARIABLE)
+    return postgres.url(directory, str(home)) if directory else ""
 
 
 @asynccontextmanager

@@ -141,9 +141,9 @@ class Control(Upstream):
         self.closed = True
         self.changed.set()
 
-    def publish(self, routes: list[TenantRoute], keys: list[KeyEntry]) -> None:
+    def publish(self, routes: list[TenantRoute], keys: list[KeyEntry], **more: Any) -> None:
         revision = self.snapshot.revision + 1 if self.snapshot else 1
-        self.snapshot = Snapshot(revision=revision, tenants=tuple(routes), keys=tuple(keys))
+        self.snapshot = Snapshot(revision=revision, tenants=tuple(routes), keys=tuple(keys), **more)
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
@@ -204,12 +204,14 @@ class Platform:
     def socket(self, letter: str) -> Path:
         return self.home / f"{letter}.sock"
 
-    def publish(self, *changed: TenantRoute, keys: list[KeyEntry] | None = None) -> None:
-        """Publish both tenants as ready, but for the routes given."""
+    def publish(
+        self, *changed: TenantRoute, keys: list[KeyEntry] | None = None, **more: Any
+    ) -> None:
+        """Publish both tenants as ready, but for the routes given. more: of the snapshot."""
         routes = {f"t_{n}": route(n, self.socket(n)) for n in self.runtimes}
         routes |= {r.tenant: r for r in changed}
         entries = [entry(n) for n in self.runtimes] if keys is None else keys
-        self.control.publish(list(routes.values()), entries)
+        self.control.publish(list(routes.values()), entries, **more)
 
     async def revision(self) -> None:
         """Wait until the gateway has the newest snapshot."""

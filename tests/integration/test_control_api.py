@@ -276,7 +276,7 @@ async def test_usage_counts_each_record_once(api: Api):
             400,
         ),
         ("POST", "/api/v1/tenants", {"json": {"name": "x" * (1 << 20)}}, 413),
-        ("POST", "/api/v1/tenants", {"content": (b"x" * 65536 for _ in range(17))}, 413),
+        ("POST", "/api/v1/tenants", {"content": [b"x" * 65536] * 17}, 413),
         ("GET", "/api/v1/tenants", {}, 401),
         ("GET", "/internal/v1/nothing", {}, 404),
     ],

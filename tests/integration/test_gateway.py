@@ -271,10 +271,10 @@ async def test_probes_and_metrics():
 
 
 async def test_nothing_is_ready_before_the_first_snapshot():
-    """Until control has answered, /readyz says no and every key is unknown."""
+    """Until control has answered, /readyz says no and no key can be confirmed or refused."""
     async with platform(ready=False) as made:
         assert (await made.client.get("/readyz")).status_code == 503
-        assert (await made.detect("a")).status_code == 401
+        assert (await made.detect("a")).status_code == 503
         made.control.close()  # now it answers that there is nothing new
         await until(lambda: len(made.control.polls) > 2)
         assert (await made.client.get("/readyz")).status_code == 503

@@ -37,6 +37,25 @@ KEY = {
     "expires_at": None,
     "revoked_at": None,
     "key": "pk_abcdefghijkl_" + "s" * 43,
+    "last_used_at": None,
+    "sources": [],
+    "replaced_by": None,
+}
+CLIENT = {
+    "id": "oc_abcdefghijkl",
+    "name": "ci",
+    "scopes": ["detect"],
+    "created_at": 1.7e9,
+    "client_id": "oc_abcdefghijkl",
+    "client_secret": "cs_" + "s" * 43,
+    "revoked_at": None,
+    "last_used_at": 1.7e9,
+}
+TOKEN = {
+    "access_token": "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJ4In0.c2ln",
+    "token_type": "Bearer",
+    "expires_in": 900,
+    "scope": "detect",
 }
 TENANT = {
     "id": "t_0123456789",

@@ -13,6 +13,7 @@ import pytest
 from polyolo.cli import main
 from polyolo.cli.door import default_home
 from tests.unit.recorded_service import (
+    CLIENT,
     KEY,
     MODEL,
     SETTINGS,
@@ -30,6 +31,8 @@ COMMANDS = [
     "up", "demo", "detect", "usage", "serve", "gateway", "control",
     "tenants create", "tenants list", "tenants show", "tenants suspend", "tenants resume",
     "tenants delete", "keys create", "keys list", "keys rotate", "keys revoke",
+    "oauth create", "oauth list", "oauth revoke", "oauth token",
+    "oauth rotate-signing-key",
     "models push", "models list", "models show", "models use", "models rollback",
     "models settings", "models delete", "models pull",
 ]  # fmt: skip
@@ -178,6 +181,10 @@ def test_a_pipe_that_closes_is_no_failure_to_report(service):
         ("keys list", "GET", f"{API}/me/keys", {"keys": [KEY]}, "abcdefghijkl"),
         ("keys rotate k1", "POST", f"{API}/me/keys/k1/rotate", KEY, KEY["key"]),
         ("keys revoke k1", "DELETE", f"{API}/me/keys/k1", None, "revoked"),
+        ("keys rotate k1 --overlap 1h", "POST", f"{API}/me/keys/k1/rotate", KEY, KEY["key"]),
+        ("oauth create", "POST", f"{API}/me/oauth-clients", CLIENT, CLIENT["client_secret"]),
+        ("oauth list", "GET", f"{API}/me/oauth-clients", {"clients": [CLIENT]}, "oc_abc"),
+        ("oauth revoke c1", "DELETE", f"{API}/me/oauth-clients/c1", None, "revoked"),
         ("models list", "GET", f"{API}/me/models", {"models": [MODEL]}, "city *"),
         ("models show city", "GET", f"{API}/me/models/city", MODEL, "1x3x416x416"),
         ("models use city:2", "POST", f"{API}/me/models/city/use", MODEL, "answers now"),

@@ -6,17 +6,21 @@ import inspect
 import io
 import tracemalloc
 from collections.abc import Iterator
+from urllib.parse import parse_qsl
 
 import pytest
 
 from polyolo import errors
-from polyolo.client import AsyncClient, Client, operations
+from polyolo.client import AsyncClient, Client, accounts, auditing, credentials, operations
+from polyolo.errors import UnauthenticatedError
 from tests.unit.recorded_service import (
     ANSWER,
+    CLIENT,
     KEY,
     MODEL,
     SETTINGS,
     TENANT,
+    TOKEN,
     USAGE,
     VERSION,
     Says,
@@ -37,21 +41,22 @@ both = pytest.mark.parametrize("ask", [blocking, awaiting])
 
 
 def test_both_clients_have_every_operation():
-    """Whatever `operations` defines, both clients offer under the same name and signature."""
-    names = [
-        name
-        for name, thing in vars(operations).items()
+    """Whatever is defined as an operation, both clients offer by the same name and signature."""
+    defined = {
+        name: thing
+        for module in (operations, credentials, accounts, auditing)
+        for name, thing in vars(module).items()
         if inspect.isfunction(thing)
-        and thing.__module__ == operations.__name__
+        and thing.__module__ == module.__name__
         and not name.startswith("_")
-    ]
-    assert len(names) > 20
-    for name in names:
-        wanted = inspect.signature(getattr(operations, name)).parameters
+    }
+    assert len(defined) > 20
+    for name, operation in defined.items():
+        wanted = inspect.signature(operation).parameters
         for kind in (Client, AsyncClient):
             bound = getattr(kind("http://127.0.0.1:1"), name)
             assert inspect.signature(bound).parameters == wanted
-            assert bound.__doc__ == getattr(operations, name).__doc__
+            assert bound.__doc__ == operation.__doc__
 
 
 @both
@@ -99,6 +104,31 @@ def test_a_picture_may_be_bytes_a_path_or_an_open_file(service, ask, form, tmp_p
 
 
 @both
+def test_an_access_token_is_asked_for_by_form_and_without_the_clients_own_key(service, ask):
+    """The secret goes into the body only; an API key at hand is not sent along."""
+    service.on("POST", "/oauth2/token", Says(body=TOKEN))
+    token = ask(service.url, "access_token", "oc_a", "cs_b", scopes=["detect", "models:read"])
+    assert (token.access_token, token.expires_in) == (TOKEN["access_token"], 900)
+    (seen,) = service.seen
+    assert "authorization" not in seen.headers
+    assert dict(parse_qsl(seen.body.decode())) == {
+        "grant_type": "client_credentials",
+        "client_id": "oc_a",
+        "client_secret": "cs_b",
+        "scope": "detect models:read",
+    }
+
+
+@both
+def test_a_refused_access_token_is_told_in_the_servers_words(service, ask):
+    """OAuth2 words its errors in its own way; people read the same kind of sentence."""
+    body = {"error": "invalid_client", "error_description": "client id or secret is wrong"}
+    service.on("POST", "/oauth2/token", Says(401, body))
+    with pytest.raises(UnauthenticatedError, match="client id or secret is wrong"):
+        ask(service.url, "access_token", "oc_a", "cs_b")
+
+
+@both
 def test_an_annotated_picture_is_asked_for_by_its_type(service, ask):
     """`detect_annotated` returns the answer's bytes."""
     service.on("POST", "/v1/detect", Says(body=b"\x89PNG"))
@@ -126,7 +156,48 @@ def test_an_annotated_picture_is_asked_for_by_its_type(service, ask):
         ("create_key", {"tenant": "a"}, "POST", "/tenants/a/keys", {}, KEY),
         ("list_keys", {}, "GET", "/tenants/me/keys", None, {"keys": [KEY]}),
         ("rotate_key", {"key_id": "k"}, "POST", "/tenants/me/keys/k/rotate", {}, KEY),
+        (
+            "create_key",
+            {"sources": ["10.0.0.0/8"]},
+            "POST",
+            "/tenants/me/keys",
+            {"sources": ["10.0.0.0/8"]},
+            KEY,
+        ),
+        (
+            "rotate_key",
+            {"key_id": "k", "overlap": "1h"},
+            "POST",
+            "/tenants/me/keys/k/rotate",
+            {"overlap": "1h"},
+            KEY,
+        ),
+        (
+            "create_oauth_client",
+            {"name": "ci", "scopes": ["detect"]},
+            "POST",
+            "/tenants/me/oauth-clients",
+            {"name": "ci", "scopes": ["detect"]},
+            CLIENT,
+        ),
+        (
+            "list_oauth_clients",
+            {},
+            "GET",
+            "/tenants/me/oauth-clients",
+            None,
+            {"clients": [CLIENT]},
+        ),
+        (
+            "revoke_oauth_client",
+            {"client_id": "c"},
+            "DELETE",
+            "/tenants/me/oauth-clients/c",
+            None,
+            None,
+        ),
         ("revoke_key", {"key_id": "k"}, "DELETE", "/tenants/me/keys/k", None, None),
+        ("rotate_signing_keys", {}, "POST", "/signing-keys/rotate", {}, None),
         ("list_models", {}, "GET", "/tenants/me/models", None, {"models": [MODEL]}),
         ("get_model", {"name": "city"}, "GET", "/tenants/me/models/city", None, MODEL),
         (
@@ -180,7 +251,7 @@ def test_each_operation_of_the_control_plane(
     assert (result is None) == (answer is None)
     if operation.startswith("list_"):
         assert [type(thing).__name__ for thing in result] in (
-            [kind] for kind in ("Tenant", "ApiKey", "Model", "Usage")
+            [kind] for kind in ("Tenant", "ApiKey", "OAuthClient", "Model", "Usage")
         )
 
 

@@ -44,7 +44,7 @@ def test_a_placed_file_is_whole_and_read_only(tmp_path: Path):
     assert digest == hashlib.sha256(b"content").hexdigest()
     assert store.path(digest).read_bytes() == b"content"
     assert store.path(digest).stat().st_mode & 0o777 == 0o400
-    assert files(tmp_path / "store") == {digest} == store.digests()
+    assert files(tmp_path / "store") - {".lock"} == {digest} == store.digests()
 
 
 def test_an_upload_that_is_not_placed_leaves_nothing(tmp_path: Path):
@@ -74,6 +74,21 @@ def test_a_file_is_not_discarded_while_it_is_placed(tmp_path: Path):
     store.discard(digest, if_so=lambda: False)
     assert store.path(digest).exists()
     store.discard(digest, if_so=lambda: True)
+    assert not store.path(digest).exists()
+
+
+def test_two_stores_on_one_directory(tmp_path: Path):
+    """As two control planes have: neither deletes what the other receives or places."""
+    store, other = ArtifactStore(tmp_path), ArtifactStore(tmp_path)
+    with store.upload(100) as upload:
+        upload.write(b"shared")
+        ArtifactStore(tmp_path)  # starts, and cleans up
+        digest = upload.finish()
+        assert upload.path.exists()
+        with store.placing(upload, digest):
+            other.discard(digest, if_so=lambda: True)
+            assert store.path(digest).exists()
+    other.discard(digest, if_so=lambda: True)
     assert not store.path(digest).exists()
 
 

@@ -19,7 +19,8 @@ from polyolo.cli.temporary import Platform, platform
 from polyolo.cli.usage import usage_table
 from polyolo.client import Client
 from polyolo.errors import PolyoloError
-from polyolo.types import Detection, Tenant, Usage
+from polyolo.resources import Tenant, Usage
+from polyolo.types import Detection
 
 _USAGE_LIMIT = 15.0  # seconds until usage has come in; the gateway hands it over every second or so
 _POLL = 0.1  # seconds

@@ -70,7 +70,7 @@ def detect(
         "max_detections": max_detections,
     }
     files = list(find_pictures(images))
-    client = AsyncClient(door.url, key_of_tenant(door))
+    client = AsyncClient(door.url, key_of_tenant(door), ca=door.ca)
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

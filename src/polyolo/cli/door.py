@@ -14,6 +14,7 @@ from polyolo.errors import UnauthenticatedError
 
 _GROUP = Group("Connection and output", sort_key=9)  # last on a help page
 _Url = Annotated[str, Parameter(env_var="POLYOLO_URL")]
+_Ca = Annotated[Path | None, Parameter(env_var="POLYOLO_CA")]
 _Key = Annotated[str | None, Parameter(env_var="POLYOLO_API_KEY")]
 _Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
@@ -25,6 +26,8 @@ class AsKey:
 
     url: _Url = DEFAULT_URL
     """The service."""
+    ca: _Ca = None
+    """Certificates to trust in place of the usual ones, PEM."""
     api_key: _Key = None
     """The tenant's API key."""
     json: _Flag = False
@@ -38,6 +41,8 @@ class AsOperator:
 
     url: _Url = DEFAULT_URL
     """The service."""
+    ca: _Ca = None
+    """Certificates to trust in place of the usual ones, PEM."""
     operator_key: str | None = None
     """The operator's key. [env var: POLYOLO_OPERATOR_KEY]"""
     home: Path | None = None
@@ -53,6 +58,8 @@ class AsTenant:
 
     url: _Url = DEFAULT_URL
     """The service."""
+    ca: _Ca = None
+    """Certificates to trust in place of the usual ones, PEM."""
     api_key: _Key = None
     """The tenant's API key."""
     tenant: str | None = None
@@ -112,11 +119,11 @@ def key_of_operator(door: AsOperator | AsTenant) -> str:
 
 def as_operator(door: AsOperator) -> Client:
     """Return the operator's client."""
-    return Client(door.url, key_of_operator(door))
+    return Client(door.url, key_of_operator(door), ca=door.ca)
 
 
 def as_tenant(door: AsTenant) -> tuple[Client, str]:
     """Return the client, and which tenant its calls are about."""
     if door.tenant is not None:
-        return Client(door.url, key_of_operator(door)), door.tenant
-    return Client(door.url, key_of_tenant(door)), "me"
+        return Client(door.url, key_of_operator(door), ca=door.ca), door.tenant
+    return Client(door.url, key_of_tenant(door), ca=door.ca), "me"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from polyolo.cli.door import TENANT, AsTenant, as_tenant
+from polyolo.cli.door import TENANT, AsTenant, as_tenant, default_home
 from polyolo.cli.output import moment, say, show, show_json, table
-from polyolo.types import ApiKey
+from polyolo.errors import InvalidValueError
+from polyolo.resources import ApiKey
 
 app = App(name="keys", help="A tenant's API keys.")
 
@@ -19,6 +21,7 @@ def create(
     name: str | None = None,
     scope: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     expires: str | None = None,
+    source: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     door: AsTenant = TENANT,
 ) -> None:
     """Create an API key and print it, this once.
@@ -28,11 +31,15 @@ def create(
         scope: One right (detect, models:read, models:write, usage:read, keys:write,
             settings:write); repeat for more. [default: all]
         expires: Life time: 90d, 12h, or seconds. [default: for ever]
+        source: One network (203.0.113.0/24) or address that it may be used from; repeat for
+            more. [default: anywhere]
     """
     client, tenant = as_tenant(door)
-    expires_in = int(expires) if expires is not None and expires.isdecimal() else expires
+    expires_in = _seconds(expires)
     with client as polyolo:
-        key = polyolo.create_key(name=name, scopes=scope, expires_in=expires_in, tenant=tenant)
+        key = polyolo.create_key(
+            name=name, scopes=scope, expires_in=expires_in, sources=source, tenant=tenant
+        )
     _show_new(key, json=door.json)
 
 
@@ -42,11 +49,12 @@ def list_(*, door: AsTenant = TENANT) -> None:
     client, tenant = as_tenant(door)
     with client as polyolo:
         keys = polyolo.list_keys(tenant)
-    columns = ("id", "name", "scopes", "created", "expires", "revoked")
+    columns = ("id", "name", "scopes", "from", "created", "last used", "expires", "revoked")
     rows = (
         (
-            *(key.id, key.name, " ".join(key.scopes)),
-            *(moment(key.created_at), moment(key.expires_at), moment(key.revoked_at)),
+            *(key.id, key.name, " ".join(key.scopes), " ".join(key.sources)),
+            *(moment(key.created_at), moment(key.last_used_at)),
+            *(moment(key.expires_at), moment(key.revoked_at)),
         )
         for key in keys
     )
@@ -54,15 +62,16 @@ def list_(*, door: AsTenant = TENANT) -> None:
 
 
 @app.command
-def rotate(key_id: str, /, *, door: AsTenant = TENANT) -> None:
+def rotate(key_id: str, /, *, overlap: str | None = None, door: AsTenant = TENANT) -> None:
     """Replace a key by a new one with the same rights, and print that, this once.
 
     Args:
         key_id: The old key's id, as `polyolo keys list` shows it.
+        overlap: How long the old key goes on working: 1h, 30m, or seconds. [default: not]
     """
     client, tenant = as_tenant(door)
     with client as polyolo:
-        key = polyolo.rotate_key(key_id, tenant=tenant)
+        key = polyolo.rotate_key(key_id, overlap=_seconds(overlap), tenant=tenant)
     _show_new(key, json=door.json)
 
 
@@ -77,6 +86,40 @@ def revoke(key_id: str, /, *, door: AsTenant = TENANT) -> None:
     with client as polyolo:
         polyolo.revoke_key(key_id, tenant=tenant)
     show({"revoked": key_id}, lambda: f"Key {key_id} is revoked.", json=door.json)
+
+
+def _seconds(given: str | None) -> str | int | None:
+    return int(given) if given is not None and given.isdecimal() else given
+
+
+@app.command
+def rotate_master(
+    *,
+    home: Path | None = None,
+    database: Annotated[str, Parameter(env_var="POLYOLO_DATABASE")] = "",
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+) -> None:
+    """Put a new master key in force, which seals what is secret in the database. For the operator.
+
+    The platform must not run. Keep the old key as long as backups that it opens.
+
+    Args:
+        home: Home of `polyolo up`; holds the key in `master.key`.
+            [default: ~/.local/share/polyolo]
+        database: SQLAlchemy URL. [default: SQLite in the home]
+        json: Print JSON.
+    """
+    from polyolo.control.rotation import rotate_master as rotated
+
+    where = (home or default_home()).absolute()
+    if not where.is_dir():
+        raise InvalidValueError(f"{where} is no home of a platform; name it with --home")
+    count = rotated(where, database or f"sqlite:///{where / 'polyolo.db'}")
+    show(
+        {"rewrapped": count},
+        lambda: f"A new master key is in {where / 'master.key'}; it wraps {count} data keys.",
+        json=json,
+    )
 
 
 def _show_new(key: ApiKey, *, json: bool) -> None:

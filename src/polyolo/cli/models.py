@@ -16,7 +16,8 @@ from polyolo.errors import ConflictError, InvalidValueError, NotFoundError
 from polyolo.models import bundled, every_bundled
 from polyolo.models.catalogue import CATALOGUE, COCO
 from polyolo.models.download import adopt, fetch
-from polyolo.types import DetectionSettings, Model
+from polyolo.resources import Model
+from polyolo.types import DetectionSettings
 
 app = App(name="models", help="Push, switch and tune a tenant's models.")
 

@@ -34,6 +34,9 @@ def gateway(
     control: str,
     host: str = "127.0.0.1",
     port: int = 8700,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    trusted_proxies: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     token: Annotated[str, Parameter(env_var="POLYOLO_GATEWAY_TOKEN", show=False)],
 ) -> int:
     """Run one gateway: the public door of a platform whose control plane runs elsewhere.
@@ -42,32 +45,53 @@ def gateway(
 
     Args:
         control: Where the control plane answers: `unix:/path/to/socket` or `http://host:port`.
-        host: Address to listen on.
+        host: Address to listen on; beyond this machine only with TLS.
         port: Port to listen on; gRPC listens on the port behind it.
+        tls_cert: Certificate with its chain, PEM.
+        tls_key: The certificate's private key, PEM.
+        trusted_proxies: Network (CIDR) of proxies whose X-Forwarded-For is believed; repeat for
+            more. [default: nobody's]
         token: What this gateway proves itself with.
     """
     import uvloop
 
+    from polyolo import tls
     from polyolo.gateway.app import run
     from polyolo.gateway.settings import Settings
+    from polyolo.gateway.source import checked
 
-    uvloop.run(run(Settings(host=host, port=port, control=control, token=token)))
+    settings = Settings(
+        host=host,
+        port=port,
+        tls=tls.chosen(host, None, None, tls_cert, tls_key),
+        trusted_proxies=checked(trusted_proxies),
+        control=control,
+        token=token,
+    )
+    uvloop.run(run(settings))
     return 0
 
 
 def control(
     *,
     home: Path | None = None,
-    database: str = "",
+    database: Annotated[str, Parameter(env_var="POLYOLO_DATABASE")] = "",
+    store: Path | None = None,
     standard_model: Path,
+    audit_days: int = 365,
 ) -> int:
     """Run the control plane on the Unix socket `run/control.sock` of its home.
 
-    Gateways prove themselves with the token in POLYOLO_GATEWAY_TOKEN.
+    Gateways prove themselves with the token in POLYOLO_GATEWAY_TOKEN. Several control planes may
+    share a database, each in a home of its own with the same operator.key and master.key, and
+    one --store: all answer, one of them runs the tenants' runtimes.
 
     Args:
         home: Directory of everything that is kept. [default: ~/.local/share/polyolo]
-        database: SQLAlchemy URL. [default: SQLite in the home]
+        database: SQLAlchemy URL; in the environment if it holds a password.
+            [default: SQLite in the home]
+        store: Directory of the model files. [default: artifacts in the home]
+        audit_days: How long the audit log is kept, 184 to 365 days.
         standard_model: ONNX file of the model that every tenant may call as `standard`.
     """
     import uvloop
@@ -80,6 +104,8 @@ def control(
     settings = ControlSettings(
         home=(home or default_home()).absolute(),
         database=database,
+        store=store and store.absolute(),
+        audit_days=audit_days,
         standard=standard_model.absolute(),
     )
     if token := os.environ.get("POLYOLO_GATEWAY_TOKEN"):

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 
 from polyolo.cli.door import OPERATOR, AsOperator, as_operator
 from polyolo.cli.output import fields, moment, say, show, show_json, table
-from polyolo.types import Tenant
+from polyolo.resources import Tenant
 
 app = App(name="tenants", help="Create, suspend and delete tenants. For the operator.")
 

@@ -6,17 +6,22 @@ import asyncio
 import os
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import uvloop
+from cyclopts import Parameter
 
 from polyolo import models, telemetry, web
 from polyolo.cli.door import default_home
 from polyolo.cli.output import say
 from polyolo.control import app as control
-from polyolo.control.settings import ControlSettings
+from polyolo.control.settings import ControlSettings, Registration
 from polyolo.errors import InvalidValueError
+from polyolo.gateway.source import checked
 from polyolo.lifeline import die_with_parent
+from polyolo.tls import Tls, chosen, fingerprint, loopback, reachable
 
 _PAUSE_S = 0.25  # before a gateway that ended is started again: a crash at start must not spin
 _DRAIN_S = 35.0  # the gateway gives its requests 30, and hands over its usage after that
@@ -27,31 +32,55 @@ def up(
     host: str = "127.0.0.1",
     port: int = 8700,
     home: Path | None = None,
-    database: str = "",
+    database: Annotated[str, Parameter(env_var="POLYOLO_DATABASE")] = "",
     standard_model: str = ":".join(map(str, models.STANDARD)),
+    tls: Literal["self-signed"] | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    public_url: str | None = None,
+    registration: Literal["open", "invite", "closed"] | None = None,
+    audit_days: int = 365,
+    trusted_proxies: Annotated[tuple[str, ...], Parameter(negative="")] = (),
 ) -> int:
     """Run the whole platform on this machine: control plane, gateway, tenants' runtimes.
 
     Ready when GET /readyz answers 200. SIGTERM and Ctrl-C drain it and exit with status 0.
 
     Args:
-        host: Address to listen on.
+        host: Address to listen on; beyond this machine only with TLS.
         port: Port to listen on; gRPC listens on the port behind it.
         home: Directory of everything that is kept, made when missing; holds the operator's key
             in `operator.key`. [default: ~/.local/share/polyolo]
-        database: SQLAlchemy URL. [default: SQLite in the home]
+        database: SQLAlchemy URL; in the environment if it holds a password.
+            [default: SQLite in the home]
         standard_model: What every tenant may call as `standard`: a bundled model as NAME:VERSION,
             or an ONNX file.
+        tls: `self-signed`: speak TLS with a certificate made here, for trials.
+        tls_cert: Speak TLS with this certificate (and its chain), PEM.
+        tls_key: The certificate's private key, PEM.
+        public_url: Where clients reach the platform; access tokens are issued for it.
+            [default: the address listened on]
+        registration: Who may register: everybody (open), whoever was invited, or nobody (closed).
+            [default: open on this machine only, else invite]
+        audit_days: How long the audit log is kept, 184 to 365 days.
+        trusted_proxies: Network (CIDR) of proxies whose X-Forwarded-For is believed; repeat for
+            more. [default: nobody's]
     """
     die_with_parent()
     telemetry.configure_logging("control")
+    home = (home or default_home()).absolute()
+    proxies = checked(trusted_proxies)
+    speaking = chosen(host, home, tls, tls_cert, tls_key)
     settings = ControlSettings(
-        home=(home or default_home()).absolute(),
+        home=home,
+        registration=Registration(registration or ("open" if loopback(host) else "invite")),
+        secure_cookies=speaking is not None or (public_url or "").startswith("https:"),
         database=database,
+        audit_days=audit_days,
         standard=_model_file(standard_model),
         standard_label=standard_model,
     )
-    uvloop.run(_run(settings, host, port))
+    uvloop.run(_run(settings, host, port, public_url, speaking, proxies))
     return 0
 
 
@@ -67,21 +96,36 @@ def _model_file(standard_model: str) -> Path:
     return path.absolute()
 
 
-async def _run(settings: ControlSettings, host: str, port: int) -> None:
+async def _run(
+    settings: ControlSettings,
+    host: str,
+    port: int,
+    public_url: str | None,
+    tls: Tls | None,
+    proxies: tuple[str, ...],
+) -> None:
     stop = web.signalled()
     door = web.bind(host=host, port=port)  # ours, so that a gateway's end closes no door
-    behind = web.reserve(host, door.getsockname()[1] + 1)  # gRPC's; the gateway listens there
+    port = door.getsockname()[1]
+    behind = web.reserve(host, port + 1)  # gRPC's; the gateway listens there
+    name, scheme = reachable(host), "https" if tls else "http"
+    url = f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}"
+    settings = replace(settings, public_url=public_url or url)
     async with control.opened(settings) as plane:
         done = asyncio.Event()
         serving = asyncio.create_task(
             web.serve(plane.app, web.bind(path=settings.socket), stop=done)
         )
-        arguments = ("--listen", str(door.fileno()), "--control", f"unix:{settings.socket}")
+        arguments = (
+            *("--listen", str(door.fileno()), "--control", f"unix:{settings.socket}"),
+            *(("--tls-cert", str(tls.certificate), "--tls-key", str(tls.key)) if tls else ()),
+            *(word for network in proxies for word in ("--trusted-proxy", network)),
+        )
         gateway = asyncio.create_task(_gateway(arguments, settings.gateway_token, door.fileno()))
-        address = f"[{host}]" if ":" in host else host
-        port = door.getsockname()[1]
-        say(f"polyolo listens on http://{address}:{port}, for gRPC on {port + 1}")
+        say(f"polyolo listens on {url}, for gRPC on {port + 1}")
         say(f"home {settings.home}")
+        if tls is not None:
+            say(f"certificate {tls.certificate}, SHA-256 {fingerprint(tls)}")
         await asyncio.wait(
             {serving, gateway, asyncio.create_task(stop.wait())},
             return_when=asyncio.FIRST_COMPLETED,
@@ -105,7 +149,8 @@ async def _gateway(arguments: tuple[str, ...], token: str, door: int) -> None:
         "POLYOLO_GATEWAY_TOKEN": token,
         "POLYOLO_PARENT": str(os.getpid()),
     }
-    environment.pop("POLYOLO_OPERATOR_KEY", None)  # the door has no use for it
+    for secret in ("POLYOLO_OPERATOR_KEY", "POLYOLO_MASTER_KEY", "POLYOLO_DATABASE"):
+        environment.pop(secret, None)  # the door has no use for it
     while True:
         child = await asyncio.create_subprocess_exec(
             sys.executable,

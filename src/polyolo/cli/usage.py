@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from polyolo.cli.door import TENANT, AsTenant, as_tenant, key_of_operator
 from polyolo.cli.output import moment, show, size, table
 from polyolo.client import Client
-from polyolo.types import Usage
+from polyolo.resources import Usage
 
 
 def usage(

@@ -6,6 +6,8 @@ Nothing here opens a connection, so the sync and the async client share all of i
 from __future__ import annotations
 
 import json
+import os
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,6 +68,8 @@ class Call(Generic[T]):
     body: bytes | File = b""
     repeatable: bool = False
     """True when sending it twice does no more than sending it once."""
+    anonymous: bool = False
+    """True when it says itself who asks: the client's own credential stays at home."""
 
 
 def base_url(url: str) -> str:
@@ -80,10 +84,25 @@ def base_url(url: str) -> str:
     )
 
 
+def trusted(ca: str | os.PathLike[str] | None) -> ssl.SSLContext | bool:
+    """Return what servers are trusted: the certificates in a PEM file, or the usual ones.
+
+    Raises InvalidValueError.
+    """
+    if ca is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:  # ssl.SSLError is one
+        raise InvalidValueError(
+            f"{ca} holds no certificates to trust ({error.strerror}); see --ca and POLYOLO_CA"
+        ) from None
+
+
 def call_headers(call: Call[T], api_key: str | None) -> dict[str, str]:
     """Return the headers of a call, credential included."""
     headers = dict(call.headers)
-    if api_key is not None:
+    if api_key is not None and not call.anonymous:
         if not api_key.isascii() or not api_key.isprintable():
             raise UnauthenticatedError(
                 "the key holds characters that no key has; copy it again from where it was printed"
@@ -108,11 +127,20 @@ def read_answer(call: Call[T], response: httpx.Response) -> T:
         document = json.loads(response.content)
     except ValueError:
         document = None  # a proxy on the way, perhaps: the status says enough
+    if isinstance(document, dict) and "error_description" in document:  # OAuth2's own words
+        document = {"detail": document["error_description"]}
     raise from_problem(response.status_code, document, _retry_after(response))
 
 
 def connection_error(error: httpx.TransportError, url: str) -> PolyoloError:
     """Return the error that tells a person of a connection that failed."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        failure = NotReadyError(
+            f"the certificate of {url} is not trusted: name the file of the one that should be "
+            "with --ca or POLYOLO_CA"
+        )
+        failure.retryable = False  # type: ignore[misc]  # it would be the same next time
+        return failure
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return NotReadyError(f"cannot reach {url}; is `polyolo up` running?", retry_after=0.0)
     if isinstance(error, httpx.TimeoutException):

@@ -8,30 +8,21 @@ operator may name another one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
-from urllib.parse import quote
-
-import msgspec
 
 from polyolo.client.call import Call, File, Progress
-from polyolo.errors import InvalidValueError
-from polyolo.types import (
-    ApiKey,
-    DetectAnswer,
-    DetectionSettings,
+from polyolo.client.compose import delete, each, get, one, patch, post, quoted, tenant_path
+from polyolo.resources import (
     Model,
     ModelVersion,
-    RuntimeStatus,
     Tenant,
-    TenantState,
     Usage,
 )
+from polyolo.types import DetectAnswer, DetectionSettings, RuntimeStatus, TenantState
 
 T = TypeVar("T")
-
-_JSON = {"content-type": "application/json"}
 
 Image = bytes | str | os.PathLike[str] | BinaryIO
 """An encoded picture (JPEG, PNG, WebP, BMP): its bytes, its path, or an open binary file."""
@@ -57,7 +48,7 @@ def detect(
     InvalidValueError, TooLargeError; OverloadedError and NotReadyError after some tries.
     """
     query = _detect_query(model, confidence, iou, classes, max_detections)
-    return _detection(image, query, "application/json", _a(DetectAnswer))
+    return _detection(image, query, "application/json", one(DetectAnswer))
 
 
 def detect_annotated(
@@ -80,65 +71,32 @@ def detect_annotated(
 
 def create_tenant(name: str, *, plan: str | None = None) -> Call[Tenant]:
     """Create a tenant; its first API key is in the answer, this once. Operator only."""
-    return _post("/api/v1/tenants", {"name": name, "plan": plan}, _a(Tenant))
+    return post("/api/v1/tenants", {"name": name, "plan": plan}, one(Tenant))
 
 
 def list_tenants() -> Call[list[Tenant]]:
     """Return all tenants. Operator only."""
-    return _get("/api/v1/tenants", _each(Tenant, "tenants"))
+    return get("/api/v1/tenants", each(Tenant, "tenants"))
 
 
 def get_tenant(tenant: str = "me") -> Call[Tenant]:
     """Return a tenant with the state of its runtime."""
-    return _get(_tenant_path(tenant), _a(Tenant))
+    return get(tenant_path(tenant), one(Tenant))
 
 
 def suspend_tenant(tenant: str) -> Call[Tenant]:
     """Close the door to a tenant (403); it keeps its data. Operator only."""
-    return _patch(_tenant_path(tenant), {"state": TenantState.SUSPENDED}, _a(Tenant))
+    return patch(tenant_path(tenant), {"state": TenantState.SUSPENDED}, one(Tenant))
 
 
 def resume_tenant(tenant: str) -> Call[Tenant]:
     """Open the door to a suspended tenant again. Operator only."""
-    return _patch(_tenant_path(tenant), {"state": TenantState.ACTIVE}, _a(Tenant))
+    return patch(tenant_path(tenant), {"state": TenantState.ACTIVE}, one(Tenant))
 
 
 def delete_tenant(tenant: str) -> Call[None]:
     """Delete a tenant with its keys and models. Operator only."""
-    return _delete(_tenant_path(tenant))
-
-
-# --- Keys -------------------------------------------------------------------------------------
-
-
-def create_key(
-    *,
-    name: str | None = None,
-    scopes: Sequence[str] = (),
-    expires_in: str | int | None = None,
-    tenant: str = "me",
-) -> Call[ApiKey]:
-    """Create an API key; the key itself is in the answer, this once.
-
-    scopes: what it may do; none given: all. expires_in: `90d`, `12h` or seconds; None: never.
-    """
-    fields = {"name": name, "scopes": list(scopes) or None, "expires_in": expires_in}
-    return _post(f"{_tenant_path(tenant)}/keys", fields, _a(ApiKey))
-
-
-def list_keys(tenant: str = "me") -> Call[list[ApiKey]]:
-    """Return a tenant's keys, without what makes them usable."""
-    return _get(f"{_tenant_path(tenant)}/keys", _each(ApiKey, "keys"))
-
-
-def rotate_key(key_id: str, *, tenant: str = "me") -> Call[ApiKey]:
-    """Replace a key by a new one with the same rights; the new key is in the answer, this once."""
-    return _post(f"{_tenant_path(tenant)}/keys/{_quoted(key_id)}/rotate", {}, _a(ApiKey))
-
-
-def revoke_key(key_id: str, *, tenant: str = "me") -> Call[None]:
-    """Revoke a key: requests that carry it are answered 401 from now on."""
-    return _delete(f"{_tenant_path(tenant)}/keys/{_quoted(key_id)}")
+    return delete(tenant_path(tenant))
 
 
 # --- Models -----------------------------------------------------------------------------------
@@ -165,45 +123,45 @@ def push_model(
         query=tuple(("classes", label) for label in classes),
         headers={"content-type": "application/octet-stream"},
         body=File(Path(file), progress),
-        read=_a(ModelVersion),
+        read=one(ModelVersion),
     )
 
 
 def list_models(tenant: str = "me") -> Call[list[Model]]:
     """Return the models that a tenant may call, the platform's `standard` one included."""
-    return _get(f"{_tenant_path(tenant)}/models", _each(Model, "models"))
+    return get(f"{tenant_path(tenant)}/models", each(Model, "models"))
 
 
 def get_model(name: str, *, tenant: str = "me") -> Call[Model]:
     """Return a model with its versions and settings."""
-    return _get(_model_path(tenant, name), _a(Model))
+    return get(_model_path(tenant, name), one(Model))
 
 
 def get_version(name: str, version: int, *, tenant: str = "me") -> Call[ModelVersion]:
     """Return one version of a model."""
-    return _get(f"{_model_path(tenant, name)}/versions/{version}", _a(ModelVersion))
+    return get(f"{_model_path(tenant, name)}/versions/{version}", one(ModelVersion))
 
 
 def use_model(name: str, version: int, *, tenant: str = "me") -> Call[Model]:
     """Have a version answer from now on; the change is in force when this returns."""
-    return _post(
-        f"{_model_path(tenant, name)}/use", {"version": version}, _a(Model), repeatable=True
+    return post(
+        f"{_model_path(tenant, name)}/use", {"version": version}, one(Model), repeatable=True
     )
 
 
 def rollback_model(name: str, *, tenant: str = "me") -> Call[Model]:
     """Return to the version that answered before the current one."""
-    return _post(f"{_model_path(tenant, name)}/rollback", {}, _a(Model))
+    return post(f"{_model_path(tenant, name)}/rollback", {}, one(Model))
 
 
 def delete_model(name: str, *, tenant: str = "me") -> Call[None]:
     """Delete a model with all its versions."""
-    return _delete(_model_path(tenant, name))
+    return delete(_model_path(tenant, name))
 
 
 def get_settings(name: str, *, tenant: str = "me") -> Call[DetectionSettings]:
     """Return what counts as a detection where a request does not say."""
-    return _get(f"{_model_path(tenant, name)}/settings", _a(DetectionSettings))
+    return get(f"{_model_path(tenant, name)}/settings", one(DetectionSettings))
 
 
 def change_settings(
@@ -224,7 +182,7 @@ def change_settings(
     given = {key: value for key, value in fields.items() if value is not None}
     if classes is not None:
         given["classes"] = list(classes) or None
-    return _patch(f"{_model_path(tenant, name)}/settings", given, _a(DetectionSettings))
+    return patch(f"{_model_path(tenant, name)}/settings", given, one(DetectionSettings))
 
 
 # --- Runtime and usage ------------------------------------------------------------------------
@@ -232,37 +190,26 @@ def change_settings(
 
 def get_runtime(tenant: str = "me") -> Call[RuntimeStatus]:
     """Return how a tenant's runtime and its models fare."""
-    return _get(f"{_tenant_path(tenant)}/runtime", _a(RuntimeStatus))
+    return get(f"{tenant_path(tenant)}/runtime", one(RuntimeStatus))
 
 
 def usage(
     *, since: float | None = None, until: float | None = None, tenant: str = "me"
 ) -> Call[Usage]:
     """Return what a tenant used. since, until: unix seconds; None: the server's default."""
-    return _get(f"{_tenant_path(tenant)}/usage", _a(Usage), query=_period(since, until))
+    return get(f"{tenant_path(tenant)}/usage", one(Usage), query=_period(since, until))
 
 
 def list_usage(*, since: float | None = None, until: float | None = None) -> Call[list[Usage]]:
     """Return what every tenant used. Operator only."""
-    return _get("/api/v1/usage", _each(Usage, "usage"), query=_period(since, until))
+    return get("/api/v1/usage", each(Usage, "usage"), query=_period(since, until))
 
 
 # --- How a call is put together ---------------------------------------------------------------
 
 
-def _tenant_path(tenant: str) -> str:
-    return f"/api/v1/tenants/{_quoted(tenant)}"
-
-
 def _model_path(tenant: str, name: str) -> str:
-    return f"{_tenant_path(tenant)}/models/{_quoted(name)}"
-
-
-def _quoted(name: str) -> str:
-    """Keep a name one path segment, whatever is in it."""
-    if not name.strip("."):
-        raise InvalidValueError(f"{name!r} is not a name")  # it would be another path
-    return quote(name, safe="")
+    return f"{tenant_path(tenant)}/models/{quoted(name)}"
 
 
 def _detect_query(
@@ -307,55 +254,3 @@ def _detection(
         read=read,
         repeatable=True,  # the same picture gives the same boxes, however often
     )
-
-
-def _get(
-    path: str, read: Callable[[bytes], T], *, query: tuple[tuple[str, str], ...] = ()
-) -> Call[T]:
-    return Call(method="GET", path=path, query=query, read=read, repeatable=True)
-
-
-def _post(
-    path: str, fields: Mapping[str, Any], read: Callable[[bytes], T], *, repeatable: bool = False
-) -> Call[T]:
-    given = {key: value for key, value in fields.items() if value is not None}
-    return Call(
-        method="POST",
-        path=path,
-        headers=_JSON,
-        body=msgspec.json.encode(given),
-        read=read,
-        repeatable=repeatable,
-    )
-
-
-def _patch(path: str, fields: Mapping[str, Any], read: Callable[[bytes], T]) -> Call[T]:
-    return Call(
-        method="PATCH",
-        path=path,
-        headers=_JSON,
-        body=msgspec.json.encode(fields),
-        read=read,
-        repeatable=True,
-    )
-
-
-def _delete(path: str) -> Call[None]:
-    return Call(method="DELETE", path=path, read=lambda _: None)
-
-
-def _a(kind: type[T]) -> Callable[[bytes], T]:
-    """Return what reads one `kind` from JSON."""
-    return lambda body: msgspec.json.decode(body, type=kind)
-
-
-def _each(kind: type[T], field: str) -> Callable[[bytes], list[T]]:
-    """Return what reads a list of `kind` from the field of that name."""
-
-    def read(body: bytes) -> list[T]:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        if field not in fields:
-            raise msgspec.ValidationError(f"no field `{field}`")
-        return msgspec.json.decode(fields[field], type=list[kind])  # type: ignore[valid-type]
-
-    return read

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 
 from polyolo import __version__
-from polyolo.client import operations
+from polyolo.client import accounts, auditing, credentials, operations
 from polyolo.client.call import (
     DEFAULT_URL,
     Call,
@@ -24,6 +24,7 @@ from polyolo.client.call import (
     connection_error,
     pause,
     read_answer,
+    trusted,
 )
 from polyolo.errors import PolyoloError
 
@@ -45,6 +46,7 @@ class _Session:
         *,
         timeout: float = 70.0,
         retries: int = 3,
+        ca: str | os.PathLike[str] | None = None,
     ) -> None:
         """Prepare a client; the connection opens with the first call.
 
@@ -54,12 +56,15 @@ class _Session:
         is not tried again. 70 leaves the last word to the gateway, which gives up after 60.
         retries: how often a call that may be repeated is tried again when the service is
         overloaded, starting or out of reach; it waits as long as the server asks for.
-        Raises InvalidValueError for a malformed URL.
+        ca: PEM file of the certificates to trust in place of the usual ones, as for a service
+        whose certificate is self-signed; by default POLYOLO_CA.
+        Raises InvalidValueError for a malformed URL or a file that holds no certificate.
         """
         self.url = base_url(url or os.environ.get("POLYOLO_URL") or DEFAULT_URL)
         self.api_key = (api_key or os.environ.get("POLYOLO_API_KEY") or "").strip() or None
         self.timeout = timeout
         self.retries = retries
+        self._trust = trusted(ca or os.environ.get("POLYOLO_CA") or None)
         self._open()
 
     def _open(self) -> None:
@@ -102,7 +107,7 @@ class Client(_Session):
     """Use polyolo from blocking code. Threads may share one client; close it, or use `with`."""
 
     def _open(self) -> None:
-        self._http = httpx.Client(headers=_AGENT, mounts=dict.fromkeys(_DIRECT))
+        self._http = httpx.Client(headers=_AGENT, mounts=dict.fromkeys(_DIRECT), verify=self._trust)
 
     def send(self, call: Call[T]) -> T:
         """Send a call and return its result, trying again where that may help.
@@ -157,10 +162,28 @@ class Client(_Session):
     resume_tenant = _blocking(operations.resume_tenant)
     delete_tenant = _blocking(operations.delete_tenant)
 
-    create_key = _blocking(operations.create_key)
-    list_keys = _blocking(operations.list_keys)
-    rotate_key = _blocking(operations.rotate_key)
-    revoke_key = _blocking(operations.revoke_key)
+    create_key = _blocking(credentials.create_key)
+    list_keys = _blocking(credentials.list_keys)
+    rotate_key = _blocking(credentials.rotate_key)
+    revoke_key = _blocking(credentials.revoke_key)
+
+    create_oauth_client = _blocking(credentials.create_oauth_client)
+    list_oauth_clients = _blocking(credentials.list_oauth_clients)
+    revoke_oauth_client = _blocking(credentials.revoke_oauth_client)
+    access_token = _blocking(credentials.access_token)
+    rotate_signing_keys = _blocking(credentials.rotate_signing_keys)
+
+    register = _blocking(accounts.register)
+    accept_invitation = _blocking(accounts.accept_invitation)
+    list_users = _blocking(accounts.list_users)
+    change_role = _blocking(accounts.change_role)
+    remove_user = _blocking(accounts.remove_user)
+    invite = _blocking(accounts.invite)
+    list_invitations = _blocking(accounts.list_invitations)
+    withdraw_invitation = _blocking(accounts.withdraw_invitation)
+
+    list_audit = _blocking(auditing.list_audit)
+    verify_audit = _blocking(auditing.verify_audit)
 
     push_model = _blocking(operations.push_model)
     list_models = _blocking(operations.list_models)
@@ -181,7 +204,9 @@ class AsyncClient(_Session):
     """Use polyolo from asyncio. Tasks of one loop may share one client; use `async with`."""
 
     def _open(self) -> None:
-        self._http = httpx.AsyncClient(headers=_AGENT, mounts=dict.fromkeys(_DIRECT))
+        self._http = httpx.AsyncClient(
+            headers=_AGENT, mounts=dict.fromkeys(_DIRECT), verify=self._trust
+        )
 
     async def send(self, call: Call[T]) -> T:
         """Send a call and return its result, trying again where that may help.
@@ -236,10 +261,28 @@ class AsyncClient(_Session):
     resume_tenant = _awaiting(operations.resume_tenant)
     delete_tenant = _awaiting(operations.delete_tenant)
 
-    create_key = _awaiting(operations.create_key)
-    list_keys = _awaiting(operations.list_keys)
-    rotate_key = _awaiting(operations.rotate_key)
-    revoke_key = _awaiting(operations.revoke_key)
+    create_key = _awaiting(credentials.create_key)
+    list_keys = _awaiting(credentials.list_keys)
+    rotate_key = _awaiting(credentials.rotate_key)
+    revoke_key = _awaiting(credentials.revoke_key)
+
+    create_oauth_client = _awaiting(credentials.create_oauth_client)
+    list_oauth_clients = _awaiting(credentials.list_oauth_clients)
+    revoke_oauth_client = _awaiting(credentials.revoke_oauth_client)
+    access_token = _awaiting(credentials.access_token)
+    rotate_signing_keys = _awaiting(credentials.rotate_signing_keys)
+
+    register = _awaiting(accounts.register)
+    accept_invitation = _awaiting(accounts.accept_invitation)
+    list_users = _awaiting(accounts.list_users)
+    change_role = _awaiting(accounts.change_role)
+    remove_user = _awaiting(accounts.remove_user)
+    invite = _awaiting(accounts.invite)
+    list_invitations = _awaiting(accounts.list_invitations)
+    withdraw_invitation = _awaiting(accounts.withdraw_invitation)
+
+    list_audit = _awaiting(auditing.list_audit)
+    verify_audit = _awaiting(auditing.verify_audit)
 
     push_model = _awaiting(operations.push_model)
     list_models = _awaiting(operations.list_models)

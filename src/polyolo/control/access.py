@@ -5,29 +5,29 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 
 from polyolo.control import names
-from polyolo.errors import UnauthenticatedError
-from polyolo.types import Principal, TenantState
+from polyolo.errors import ForbiddenError, UnauthenticatedError
+from polyolo.permissions import OPERATOR_ONLY, PUBLIC, ROLES, SCOPE_OF, allowed
+from polyolo.tokens import looks_like_one
+from polyolo.types import Principal
+
+__all__ = [  # the table lives where gateways can import it too
+    "GATEWAY",
+    "OPERATOR",
+    "OPERATOR_ONLY",
+    "PUBLIC",
+    "ROLES",
+    "SCOPE_OF",
+    "StoredKey",
+    "allowed",
+    "presented",
+    "principal",
+]
 
 OPERATOR = Principal(kind="operator", id="operator")
 GATEWAY = Principal(kind="gateway", id="gateway")
-
-OPERATOR_ONLY = frozenset({"tenants:create", "tenants:list", "tenants:change", "usage:read-all"})
-"""Actions on the platform, or on a tenant as such."""
-
-SCOPE_OF = {
-    "tenant:read": None,  # its own name and state: any key
-    "keys:read": "keys:write",  # who may list keys may also see which one to revoke
-    "keys:write": "keys:write",
-    "models:read": "models:read",
-    "models:write": "models:write",
-    "settings:read": "models:read",
-    "settings:write": "settings:write",
-    "runtime:read": "models:read",
-    "usage:read": "usage:read",
-}
-"""Actions below a tenant, with the scope that a key needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,8 @@ class StoredKey:
     expires_at: float | None
     revoked_at: float | None
     tenant_state: str
+    sources: tuple[str, ...] = ()
+    """Networks that it may be used from; none: from anywhere."""
 
 
 def presented(headers: Mapping[str, str]) -> str:
@@ -65,15 +67,21 @@ def principal(
     operator_digest: str,
     find_key: Callable[[str], StoredKey | None],
     now: float,
+    judge_token: Callable[[str], tuple[Principal, str]] | None = None,
+    source: str = "",
 ) -> tuple[Principal, str]:
     """Return who presents `credential`, and their tenant's state ("" for the operator).
 
-    operator_digest: sha256 of the operator's key. find_key: by id. now: unix seconds. Raises
-    UnauthenticatedError for whatever is not a live key; it does not say which of these it is.
+    operator_digest: sha256 of the operator's key. find_key: by id. now: unix seconds.
+    judge_token: says who presents an access token; None: nobody. source: address that the request
+    came from. Raises UnauthenticatedError for whatever is not a live credential, without saying
+    which of these it is, and ForbiddenError for a key that is bound to other networks.
     """
     digest = names.digest(credential)
     if hmac.compare_digest(digest, operator_digest):
         return OPERATOR, ""
+    if judge_token is not None and looks_like_one(credential.encode()):
+        return judge_token(credential)
     identifier = names.key_id_of(credential)
     key = find_key(identifier) if identifier else None
     if (
@@ -84,29 +92,11 @@ def principal(
         or key.tenant_state == "deleting"
     ):
         raise UnauthenticatedError("this key is not known, has expired or was revoked")
+    if key.sources and not _within(source, key.sources):
+        raise ForbiddenError("this API key may not be used from where this request comes")
     who = Principal(kind="key", id=key.id, tenant=key.tenant, scopes=key.scopes)
     return who, key.tenant_state
 
 
-def allowed(
-    who: Principal, action: str, tenant: str | None = None, *, state: str = ""
-) -> tuple[bool, str]:
-    """Say whether `who` may do `action`, and else why not.
-
-    tenant: the id of the tenant that owns the resource; None for the platform's own. state: of
-    the principal's tenant.
-    """
-    if who.kind == "operator":
-        return True, ""
-    if who.kind != "key":
-        return False, "this credential is for another purpose"
-    if action in OPERATOR_ONLY or action not in SCOPE_OF or tenant is None:
-        return False, "only the platform's operator may do this"
-    if tenant != who.tenant:
-        return False, "this belongs to somebody else"
-    if state == TenantState.SUSPENDED:
-        return False, "this tenant is suspended; ask the platform's operator"
-    scope = SCOPE_OF[action]
-    if scope is not None and scope not in who.scopes:
-        return False, f"this key lacks the scope {scope}"
-    return True, ""
+def _within(source: str, networks: tuple[str, ...]) -> bool:
+    return bool(source) and any(ip_address(source) in ip_network(one) for one in networks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -14,19 +14,29 @@ from starlette.types import ASGIApp
 
 import polyolo
 from polyolo import web
-from polyolo.control import db, home, internal, names, problems
+from polyolo.control import db, home, internal, names, problems, rotation
 from polyolo.control.admission import Admission
-from polyolo.control.api import models, tenants
+from polyolo.control.api import accounts, models, oauth, tenants
+from polyolo.control.api import audit as log
 from polyolo.control.api.asking import SCHEMES
 from polyolo.control.artifacts import ArtifactStore
 from polyolo.control.bodylimit import BodyLimit
+from polyolo.control.calls import Audited, Recorder
 from polyolo.control.changes import Changes
+from polyolo.control.guesses import REGISTRATIONS, Guesses
+from polyolo.control.leader import Leader, identity
 from polyolo.control.migrations.upgrade import migrate
+from polyolo.control.passwords import Passwords
 from polyolo.control.plane import Plane
 from polyolo.control.reconciler import Reconciler
-from polyolo.control.service import standard
+from polyolo.control.secrets import SealedError
+from polyolo.control.service import audit, standard
 from polyolo.control.service.ledger import Ledger
+from polyolo.control.service.signing import Signer
+from polyolo.control.service.vault import Vault
 from polyolo.control.settings import ControlSettings
+from polyolo.control.throttle import Throttle
+from polyolo.control.witness import Keeper
 from polyolo.drivers.process import ProcessDriver
 
 
@@ -38,13 +48,14 @@ class Control:
     operator_key: str
     app: ASGIApp
     plane: Plane
+    leader: Leader
 
     def release(self) -> None:
         """Answer the gateways' long polls now, so that serving can end. Any thread."""
         self.plane.changes.close()
 
 
-def build(plane: Plane, reconciler: Reconciler) -> ASGIApp:
+def build(plane: Plane, leader: Leader, recorder: Recorder) -> ASGIApp:
     """Return the control API as an ASGI app."""
     app = FastAPI(
         title="polyolo",
@@ -55,13 +66,21 @@ def build(plane: Plane, reconciler: Reconciler) -> ASGIApp:
     )
     app.state.plane = plane
     problems.install(app)
-    for routes in (tenants.routes, models.routes):
+    for routes in (
+        accounts.routes,
+        tenants.routes,
+        oauth.routes,
+        oauth.platform,
+        models.routes,
+        log.routes,
+    ):
         app.include_router(
             routes, prefix="/api/v1", dependencies=SCHEMES, responses=problems.DESCRIBED
         )
+    app.include_router(oauth.public)
 
     async def live() -> str:
-        return "" if reconciler.alive() else "the reconciler has stopped"
+        return "" if leader.alive() else "the reconciler has stopped"
 
     async def ready() -> str:
         await run_in_threadpool(plane.ledger.revision)  # raises when the database is gone
@@ -71,7 +90,8 @@ def build(plane: Plane, reconciler: Reconciler) -> ASGIApp:
     ProcessCollector(registry=registry)
     app.router.routes += internal.routes(plane)
     app.router.routes += web.probes(live=live, ready=ready, registry=registry)
-    return web.Service(BodyLimit(app), access_log=True)
+    audited = Audited(BodyLimit(app), recorder, plane.ledger)
+    return web.Service(audited, access_log=True)
 
 
 @asynccontextmanager
@@ -93,10 +113,18 @@ async def opened(settings: ControlSettings) -> AsyncIterator[Control]:
 def _open(settings: ControlSettings, stack: ExitStack) -> Control:
     stack.enter_context(home.held(settings.home))
     operator_key = home.operator_key(settings.home)
+    settings.run.mkdir(mode=0o700, exist_ok=True)
     engine = db.open_engine(settings.database_url)
     stack.callback(engine.dispose)
     migrate(engine)
-    ledger = Ledger(engine)
+    vault = Vault(rotation.settled(settings.home, engine))
+    try:
+        ledger = Ledger(engine, audit.opened(engine, vault))
+    except SealedError as error:
+        raise OSError(str(error)) from None
+    stack.callback(Keeper(ledger, settings.home, settings.audit_days).close)
+    recorder = Recorder(ledger)
+    stack.callback(recorder.close)
     changes = Changes(ledger.revision())
     ledger.listeners.append(changes.publish)
     store = ArtifactStore(settings.artifacts)
@@ -106,22 +134,33 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
         lambda artifact: standard.choose(ledger, artifact, settings.standard_label),
     )
     admission.sweep()
-    driver = ProcessDriver(
-        settings.run,
-        settings.runtime_command,
-        environment=settings.runtime_environment,
-        drain_s=settings.drain_s,
-    )
-    stack.callback(driver.close)  # after the reconciler, or it would start them again
-    reconciler = Reconciler(
-        ledger,
-        driver,
-        locate=lambda digest: str(store.path(digest).absolute()),
-        discard=admission.discard,
-        workers=settings.workers,
-    )
-    stack.callback(reconciler.stop)
-    reconciler.start()
+
+    def begin(guarded: Ledger, leads: Callable[[], bool]) -> tuple[Reconciler, Callable[[], None]]:
+        driver = ProcessDriver(
+            settings.run,
+            settings.runtime_command,
+            environment=settings.runtime_environment,
+            drain_s=settings.drain_s,
+        )
+        reconciler = Reconciler(
+            guarded,
+            driver,
+            locate=lambda digest: str(store.path(digest).absolute()),
+            discard=admission.discard,
+            leads=leads,
+            workers=settings.workers,
+        )
+        try:
+            reconciler.start()
+        except BaseException:
+            reconciler.stop()
+            driver.close()
+            raise
+        return reconciler, driver.close
+
+    leader = Leader(ledger, changes, identity(settings.home / "lock"), begin)
+    stack.callback(leader.stop)
+    leader.start()
     plane = Plane(
         settings=settings,
         operator_digest=names.digest(operator_key),
@@ -129,12 +168,18 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
         store=store,
         admission=admission,
         changes=changes,
+        vault=vault,
+        token_signer=Signer(ledger, vault, settings.public_url),
+        passwords=Passwords(),
+        guesses=Guesses(ledger.clock),
+        registrations=Throttle(REGISTRATIONS, ledger.clock),
     )
     return Control(
         settings=settings,
         operator_key=operator_key,
-        app=build(plane, reconciler),
+        app=build(plane, leader, recorder),
         plane=plane,
+        leader=leader,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from polyolo.errors import InsufficientStorageError, NotReadyError
+from polyolo.errors import InsufficientStorageError, InvalidValueError, NotReadyError
 
 metadata = sa.MetaData(
     naming_convention={  # constraints need names to be altered by a later migration
@@ -56,6 +56,39 @@ api_keys = sa.Table(
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("expires_at", sa.Double),
     sa.Column("revoked_at", sa.Double),
+    sa.Column("last_used_at", sa.Double),  # to a minute
+    sa.Column("sources", sa.JSON),  # networks; null: from anywhere
+    sa.Column("replaced_by", sa.String(12)),  # the key that it was rotated to
+)
+
+oauth_clients = sa.Table(
+    "oauth_clients",
+    metadata,
+    sa.Column("id", sa.String(15), primary_key=True),
+    sa.Column("tenant", sa.ForeignKey("tenants.id"), nullable=False, index=True),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("revoked_at", sa.Double),
+    sa.Column("last_used_at", sa.Double),
+)
+
+revoked_tokens = sa.Table(
+    "revoked_tokens",  # until they would have ended anyway
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("client", sa.String(15), nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+)
+
+signing_keys = sa.Table(
+    "signing_keys",  # of access tokens
+    metadata,
+    sa.Column("id", sa.String(43), primary_key=True),  # thumbprint of the key (RFC 7638)
+    sa.Column("public", sa.JSON, nullable=False),  # JWK
+    sa.Column("private", sa.Text, nullable=False),  # JWK, sealed
+    sa.Column("signs_from", sa.Double, nullable=False),  # until the next one does
 )
 
 artifacts = sa.Table(
@@ -116,6 +149,49 @@ events = sa.Table(
     sa.Column("tenant", sa.String(12), index=True),
     sa.Column("resource", sa.String(200), nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("kind", sa.String(8), nullable=False, server_default="change"),  # call, detect
+    sa.Column("source", sa.String(64), nullable=False, server_default=""),  # address of the caller
+    sa.Column("status", sa.Integer, nullable=False, server_default="0"),  # HTTP; 0: a change
+    # See control.audit. Null only in rows of a release that kept no chain.
+    sa.Column("number", sa.BigInteger),  # within its tenant's entries, from 1
+    sa.Column("digest", sa.String(64)),
+    sa.Column("chain", sa.String(64)),  # over the tenant's entries
+    sa.Column("whole", sa.String(64)),  # over all entries
+    sa.Column("signature", sa.String(128)),  # in the last entry of each transaction
+    sa.Index("ix_events_kind_seq", "kind", "seq"),
+)
+
+audit_marks = sa.Table(
+    "audit_marks",  # signed: where each chain ends, and where it begins after pruning
+    metadata,
+    sa.Column("chain", sa.String(12), primary_key=True),  # tenant's id, "" platform, * whole
+    sa.Column("kind", sa.String(8), primary_key=True),  # head, anchor
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.Column("signature", sa.String(128), nullable=False),
+)
+
+audit_keys = sa.Table(
+    "audit_keys",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),  # one row: 1
+    sa.Column("sealed", sa.Text, nullable=False),  # the private key
+)
+
+data_keys = sa.Table(
+    "data_keys",  # what seals the secrets of one tenant; see control.secrets
+    metadata,
+    sa.Column("tenant", sa.String(12), primary_key=True),  # no foreign key: "" is the platform
+    sa.Column("wrapped", sa.Text, nullable=False),
+)
+
+lease = sa.Table(
+    "lease",  # who reconciles; see control.leader
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),  # one row: 1
+    sa.Column("epoch", sa.BigInteger, nullable=False),  # grows with every change of holder
+    sa.Column("holder", sa.String(200), nullable=False),  # empty: given up
+    sa.Column("beat", sa.BigInteger, nullable=False),  # grows while the holder is alive
 )
 
 usage_records = sa.Table(
@@ -134,6 +210,50 @@ usage_records = sa.Table(
     sa.Index("ix_usage_records_tenant_at", "tenant", "at"),
 )
 
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("id", sa.String(12), primary_key=True),
+    sa.Column("tenant", sa.ForeignKey("tenants.id"), nullable=False, index=True),
+    sa.Column("email", sa.Text, nullable=False),  # sealed, if the platform seals
+    sa.Column("email_digest", sa.String(64), unique=True, nullable=False),  # to find it by
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("password", sa.String(200), nullable=False),  # argon2id, its salt included
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),  # of what the cookie holds
+    sa.Column("user", sa.ForeignKey("users.id"), nullable=False, index=True),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("seen_at", sa.Double, nullable=False),  # to a minute
+)
+
+invitations = sa.Table(
+    "invitations",
+    metadata,
+    sa.Column("id", sa.String(12), primary_key=True),
+    sa.Column("tenant", sa.ForeignKey("tenants.id"), index=True),  # null: to register a new one
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Column("used_at", sa.Double),
+)
+
+replays = sa.Table(
+    "replays",  # answers to requests with an Idempotency-Key, for a day
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),  # digest of who asked and of the key
+    sa.Column("created_at", sa.Double, nullable=False, index=True),
+    sa.Column("request", sa.String(64), nullable=False),  # digest of what was asked; "" till done
+    sa.Column("status", sa.Integer, nullable=False),  # 0: not answered yet
+    sa.Column("answer", sa.LargeBinary, nullable=False),  # encrypted
+)
+
 _WRITES = "polyolo_writes"  # execution option of a transaction that is going to write
 _WRITER_LOCK = 0x706F6C79
 """Key of PostgreSQL's advisory lock that makes writers take turns, as they do on SQLite: what one
@@ -142,8 +262,11 @@ reads (the next version's number, the room in a plan) is still so when it commit
 
 def open_engine(url: str) -> sa.Engine:
     """Return an engine on `url`. Connections are made when first needed; threads may share it."""
+    address = sa.make_url(url)
+    if address.drivername == "postgresql":
+        address = address.set(drivername="postgresql+psycopg")
     engine = sa.create_engine(
-        url,
+        address,
         pool_size=4,  # the usual load: a few workers and handlers at once
         max_overflow=60,  # 40 handler threads and the reconciler can never wait for each other
         pool_pre_ping=not url.startswith("sqlite"),  # a server may have dropped the connection
@@ -198,6 +321,8 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 def _worded() -> Iterator[None]:
     try:
         yield
+    except sa.exc.DataError as error:  # PostgreSQL only: SQLite stores whatever it is given
+        raise InvalidValueError("a text holds a character that cannot be stored") from error
     except sa.exc.OperationalError as error:
         reason = str(error.orig)
         if "disk is full" in reason or "No space left" in reason:
@@ -206,6 +331,8 @@ def _worded() -> Iterator[None]:
             ) from error
         if "locked" in reason:
             raise NotReadyError("the database is busy; nothing was changed") from error
+        if type(error.orig).__module__.startswith("psycopg"):  # the server is away, or gives up
+            raise NotReadyError("the database does not answer, try again shortly") from error
         raise
 
 

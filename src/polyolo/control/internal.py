@@ -40,7 +40,9 @@ class SnapshotBytes:
         """Return the encoded snapshot of a moment not before this call. Any thread."""
         with self._lock:
             if self._revision != self._plane.changes.revision:
-                built = snapshot.build(self._plane.ledger, self._plane.settings.plans)
+                built = snapshot.build(
+                    self._plane.ledger, self._plane.settings.plans, self._plane.token_signer
+                )
                 self._bytes = _encode(built)
                 self._revision = built.revision
             return self._bytes

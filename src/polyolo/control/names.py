@@ -14,6 +14,7 @@ SCOPES = (
     "models:read",
     "models:write",
     "usage:read",
+    "audit:read",
     "keys:write",
     "settings:write",
 )
@@ -21,6 +22,7 @@ SCOPES = (
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _API_KEY = re.compile(r"pk_([a-z0-9]{12})_[A-Za-z0-9_-]{43}")
+_INVITATION = re.compile(r"pi_([a-z0-9]{12})_[A-Za-z0-9_-]{43}")
 _ALPHABET = string.ascii_lowercase + string.digits
 
 
@@ -51,6 +53,16 @@ def api_key(identifier: str) -> str:
     return f"pk_{identifier}_{secrets.token_urlsafe(32)}"
 
 
+def client_id() -> str:
+    """Return a new OAuth client's id."""
+    return "oc_" + _draw(12)
+
+
+def client_secret() -> str:
+    """Return a new OAuth client's secret: 256 random bits, told once."""
+    return f"cs_{secrets.token_urlsafe(32)}"
+
+
 def operator_key() -> str:
     """Return a new operator key."""
     return f"po_{secrets.token_urlsafe(32)}"
@@ -59,6 +71,32 @@ def operator_key() -> str:
 def key_id_of(key: str) -> str | None:
     """Return the id in an API key; None when it is not one."""
     match = _API_KEY.fullmatch(key)
+    return match[1] if match else None
+
+
+def user_id() -> str:
+    """Return a new user's id."""
+    return "u_" + _draw(10)
+
+
+def suffix() -> str:
+    """Return what tells a tenant's name from another one's that was derived from the same word."""
+    return _draw(6)  # 36^6: one in a million for a thousand tenants called alike, and refused
+
+
+def session_id() -> str:
+    """Return what a session's cookie holds: 256 random bits."""
+    return secrets.token_urlsafe(32)
+
+
+def invitation_token(identifier: str) -> str:
+    """Return the token of an invitation with the id given, told once."""
+    return f"pi_{identifier}_{secrets.token_urlsafe(32)}"
+
+
+def invitation_id_of(token: str) -> str | None:
+    """Return the id in an invitation's token; None when it is not one."""
+    match = _INVITATION.fullmatch(token)
     return match[1] if match else None
 
 

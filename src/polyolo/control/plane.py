@@ -10,9 +10,14 @@ from polyolo.control.admission import Admission
 from polyolo.control.artifacts import ArtifactStore
 from polyolo.control.changes import Changes
 from polyolo.control.decide import Wanted
+from polyolo.control.guesses import Guesses
+from polyolo.control.passwords import Passwords
 from polyolo.control.service import runtimes
 from polyolo.control.service.ledger import Ledger
+from polyolo.control.service.signing import Signer
+from polyolo.control.service.vault import Vault
 from polyolo.control.settings import ControlSettings
+from polyolo.control.throttle import Throttle
 from polyolo.types import Phase
 
 IN_FORCE_S = 10.0
@@ -32,6 +37,12 @@ class Plane:
     store: ArtifactStore
     admission: Admission
     changes: Changes
+    token_signer: Signer
+    vault: Vault
+    passwords: Passwords
+    guesses: Guesses
+    registrations: Throttle
+    """By the address that they come from."""
 
     async def told(self) -> None:
         """Wait until the gateways know of what has been changed so far."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from polyolo import telemetry
 from polyolo.control.decide import Decision, Desired, Memory, Verb, Wanted, decide, failed
 from polyolo.control.service import runtimes, tenants
+from polyolo.control.service.lease import DeposedError
 from polyolo.control.service.ledger import Ledger
 from polyolo.control.workqueue import WorkQueue
 from polyolo.drivers import Driver
@@ -16,6 +17,8 @@ from polyolo.types import Phase, RuntimeStatus
 
 _RETRY_S = 1.0
 """Until the next look after one that failed for a reason outside the runtime (database busy)."""
+_UNSURE_S = 0.25
+"""Until the next look while it is not sure that this control plane is the one that acts."""
 _LISTEN_S = 0.25
 """How long one call of the driver's `wait` listens; bounds how long a stop takes."""
 
@@ -30,17 +33,20 @@ class Reconciler:
         *,
         locate: Callable[[str], str],
         discard: Callable[[set[str]], None],
+        leads: Callable[[], bool] = lambda: True,
         workers: int = 4,
     ) -> None:
         """Prepare; nothing happens before `start`.
 
         locate: where the model file with a digest is. discard: deletes those of the files
-        with these digests that nobody needs.
+        with these digests that nobody needs. leads: whether this control plane is the one that
+        acts; while it is not, steps wait.
         """
         self._ledger = ledger
         self._driver = driver
         self._locate = locate
         self._discard = discard
+        self._leads = leads
         self._queue = WorkQueue()
         self._memories: dict[str, Memory] = {}
         self._stopping = threading.Event()
@@ -70,6 +76,8 @@ class Reconciler:
     def stop(self) -> None:
         """Finish the steps in hand and end the threads. Runtimes are left as they are."""
         self._stopping.set()
+        if self._changed in self._ledger.listeners:
+            self._ledger.listeners.remove(self._changed)
         self._queue.close()
         for thread in self._threads:
             if thread.is_alive():
@@ -78,6 +86,11 @@ class Reconciler:
     def alive(self) -> bool:
         """Say whether every thread is at work."""
         return all(thread.is_alive() for thread in self._threads)
+
+    def look_at(self, tenants: Iterable[str]) -> None:
+        """Look at these tenants: something was changed, here or by another control plane."""
+        for tenant in tenants:
+            self._queue.put(tenant)
 
     def _changed(self, _: int, tenant: str | None) -> None:
         if tenant is not None:
@@ -97,6 +110,8 @@ class Reconciler:
             again: float | None = _RETRY_S
             try:
                 again = self._step(tenant)
+            except DeposedError as error:  # this thread is about to be told to end
+                self._log.info("a step came too late", tenant=tenant, error=str(error))
             except Exception:  # noqa: BLE001  # one tenant's trouble is no other tenant's
                 self._log.exception("a step failed", tenant=tenant)
             finally:
@@ -106,6 +121,8 @@ class Reconciler:
 
     def _step(self, tenant: str) -> float | None:
         """Take one tenant's next step; return the seconds until the one after."""
+        if not self._leads():
+            return _UNSURE_S
         standing = runtimes.standing(self._ledger, tenant)
         desired = standing.desired if standing else Desired(tenant=tenant, wanted=Wanted.GONE)
         observed = self._driver.observe([tenant]).get(tenant)

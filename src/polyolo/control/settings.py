@@ -6,9 +6,19 @@ import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
+from polyolo.errors import InvalidValueError
 from polyolo.types import Plan
+
+
+class Registration(StrEnum):
+    """Who may make an account and a tenant without the operator."""
+
+    OPEN = "open"  # everybody
+    INVITE = "invite"  # whoever has an invitation of the operator
+    CLOSED = "closed"  # nobody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +37,14 @@ class ControlSettings:
     """SQLAlchemy URL. Default: SQLite in `home`, which needs no server and no setup."""
     plans: tuple[Plan, ...] = (Plan(name="default"),)
     """What tenants may be given; the first one is what a tenant gets when none is named."""
+    public_url: str = "http://127.0.0.1:8700"
+    """Where clients reach the platform; access tokens are issued by and for it, so that those of
+    another platform are good for nothing here."""
+    registration: Registration = Registration.OPEN
+    """Who may register. Default: everybody; `polyolo up` asks for an invitation when it listens
+    beyond loopback, since a stranger's tenant costs the operator a runtime."""
+    secure_cookies: bool = False
+    """Whether the door speaks TLS: then a browser sends the session's cookie over TLS only."""
     gateway_token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     """Bearer token of the gateways. Default: a new one at each start, handed to the child."""
     runtime_command: tuple[str, ...] = (sys.executable, "-m", "polyolo.serving")
@@ -37,9 +55,19 @@ class ControlSettings:
     """What judges an uploaded model file; the file's path is added."""
     drain_s: float = 30.0
     """Seconds that a runtime is given to finish what it has in flight before it is killed."""
+    audit_days: int = 365
+    """Days that the audit log is kept, 184 to 365: long enough for an investigation, no longer
+    than a year for what is about people."""
+    store: Path | None = None
+    """Directory of the model files. Control planes that share a database share it too. Default:
+    `artifacts` in the home."""
     workers: int = 4
     """Threads of the reconciler: so many tenants are brought into their desired state at once.
     They mostly wait for runtimes, so the number has little to do with the number of cores."""
+
+    def __post_init__(self) -> None:
+        if not 184 <= self.audit_days <= 365:
+            raise InvalidValueError(f"the audit log is kept 184 to 365 days, not {self.audit_days}")
 
     @property
     def database_url(self) -> str:
@@ -49,7 +77,7 @@ class ControlSettings:
     @property
     def artifacts(self) -> Path:
         """Return the directory of the model files."""
-        return self.home / "artifacts"
+        return self.store or self.home / "artifacts"
 
     @property
     def run(self) -> Path:

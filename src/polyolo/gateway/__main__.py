@@ -9,11 +9,15 @@ die_with_parent()  # before the imports that take time: an orphan must not outli
 import argparse  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import uvloop  # noqa: E402
 
+from polyolo import tls  # noqa: E402
+from polyolo.errors import PolyoloError  # noqa: E402
 from polyolo.gateway.app import run  # noqa: E402
 from polyolo.gateway.settings import Settings  # noqa: E402
+from polyolo.gateway.source import checked  # noqa: E402
 
 
 def settings(arguments: list[str], environment: dict[str, str]) -> Settings:
@@ -23,21 +27,32 @@ def settings(arguments: list[str], environment: dict[str, str]) -> Settings:
     parser.add_argument("--port", type=int, default=8700, help="port to listen on")
     parser.add_argument("--control", required=True, help="unix:/path/to/socket or http://host:port")
     parser.add_argument("--listen", type=int, help="descriptor of a socket that listens already")
+    parser.add_argument("--tls-cert", type=Path, help="certificate with its chain, PEM")
+    parser.add_argument("--tls-key", type=Path, help="the certificate's private key, PEM")
+    parser.add_argument(
+        "--trusted-proxy", action="append", default=[], help="network whose word is believed"
+    )
     flags = parser.parse_args(arguments)
     token = environment.get("POLYOLO_GATEWAY_TOKEN")
     if not token:
         parser.error("set POLYOLO_GATEWAY_TOKEN to the token that the control plane expects")
     return Settings(
-        host=flags.host, port=flags.port, listen=flags.listen, control=flags.control, token=token
+        host=flags.host,
+        port=flags.port,
+        listen=flags.listen,
+        tls=tls.chosen(flags.host, None, None, flags.tls_cert, flags.tls_key),
+        trusted_proxies=checked(flags.trusted_proxy),
+        control=flags.control,
+        token=token,
     )
 
 
 def main() -> None:
     """Run one gateway process."""
-    chosen = settings(sys.argv[1:], dict(os.environ))
     try:
-        uvloop.run(run(chosen))
-    except OSError as error:  # the address is taken, or the like: a sentence, not a traceback
+        uvloop.run(run(settings(sys.argv[1:], dict(os.environ))))
+    # The address is taken, TLS is missing, or the like: a sentence, not a traceback.
+    except (OSError, PolyoloError) as error:
         sys.exit(f"polyolo.gateway: {error}")
 
 

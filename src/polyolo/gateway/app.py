@@ -23,6 +23,7 @@ from polyolo.gateway.proxy import Exchange
 from polyolo.gateway.reception import Reception
 from polyolo.gateway.routing import Directory
 from polyolo.gateway.settings import Settings
+from polyolo.gateway.source import address_of, networks
 from polyolo.gateway.upstream import Upstream, UpstreamError
 from polyolo.gateway.usage import Ledger, Meter
 
@@ -38,13 +39,17 @@ class Detections:
         self._settings = settings
         self._directory = directory
         self._reception = reception
+        self._proxies = networks(settings.trusted_proxies)
         self._upstreams: dict[str, Upstream] = {}
 
     async def __call__(self, exchange: Exchange) -> None:
         """Serve one request. Raises what is to be answered."""
         settings, scope, inbound = self._settings, exchange.scope, exchange.inbound
         log = scope["state"]["log"]
-        with self._reception.visit(scope["headers"], log, billed=_is_metered(scope)) as visit:
+        source = address_of(scope, self._proxies)
+        with self._reception.visit(
+            scope["headers"], source, log, billed=_is_metered(scope)
+        ) as visit:
             try:
                 inbound.bound(settings.max_body_bytes)
                 await exchange.take_in(visit.leash, settings.whole_body_bytes)
@@ -80,12 +85,14 @@ class ControlApi:
     def __init__(self, settings: Settings, control: Upstream) -> None:
         self._settings = settings
         self._control = control
+        self._proxies = networks(settings.trusted_proxies)
 
     async def __call__(self, exchange: Exchange) -> None:
         """Serve one request. Raises what is to be answered."""
         with Leash(self._settings.control_deadline_s) as leash:
             await exchange.take_in(leash, self._settings.whole_body_bytes)
-            headers = for_control(exchange.scope)
+            source = address_of(exchange.scope, self._proxies)
+            headers = for_control(exchange.scope, str(source or ""))
             await exchange.forward(leash, self._control, headers, repeatable=False)
 
 
@@ -138,15 +145,15 @@ def door(detections: Detections, control: ControlApi, own: ASGIApp) -> ASGIApp:
 def probes(directory: Directory, metrics: telemetry.Metrics) -> ASGIApp:
     """Return the application of /livez, /readyz and /metrics.
 
-    /readyz is 200 once control has answered and detections can be routed; it tells the snapshot's
-    revision and the seconds since control last confirmed it.
+    /readyz is 200 while control confirms credentials, so that detections can be served; it tells
+    the snapshot's revision and the seconds since control last confirmed it.
     """
 
     async def live() -> str:
         return ""
 
     async def ready() -> str:
-        return "no snapshot from control yet" if directory.age_s() is None else ""
+        return directory.distrust()
 
     async def readyz(_: Request) -> Response:
         reason, age = await ready(), directory.age_s()
@@ -225,5 +232,7 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
             await stop.wait()
             await server.stop(settings.drain_s)
 
-        serving = web.serve(doors.http, listener, stop=stop, drain_s=settings.drain_s)
+        serving = web.serve(
+            doors.http, listener, stop=stop, drain_s=settings.drain_s, tls=settings.tls
+        )
         await asyncio.gather(serving, drain())

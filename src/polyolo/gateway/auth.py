@@ -1,4 +1,4 @@
-"""Says who is asking: an API key against the snapshot, in microseconds, without a lookup outside.
+"""Says who is asking: a key or a token against the snapshot, in microseconds, nobody else asked.
 
 The tenant comes from the credential and from nothing else in the request.
 """
@@ -10,24 +10,29 @@ import hmac
 import re
 from collections.abc import Iterable, Mapping
 
-from polyolo.errors import ForbiddenError, UnauthenticatedError
+from polyolo import tokens
+from polyolo.errors import (
+    ForbiddenError,
+    InsufficientScopeError,
+    InvalidTokenError,
+    UnauthenticatedError,
+)
+from polyolo.gateway.source import Address, Networks, within
+from polyolo.gateway.tokens import TokenBook
+from polyolo.permissions import allowed
 from polyolo.types import KeyEntry, Principal, TenantRoute, TenantState
 
 _KEY = re.compile(rb"pk_([a-z0-9]{12})_[A-Za-z0-9_-]{43}")
 _NOBODY = "0" * 64  # compared against when there is no such key, so that both take the same time
 
 DETECT = "detect"
-"""The scope that a detection needs."""
+"""The action of a request for detections."""
 
 
-def authenticate(
-    headers: Iterable[tuple[bytes, bytes]], keys: Mapping[str, KeyEntry], now: float
-) -> Principal:
-    """Return who is asking.
+def presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the credential in a request's headers (ASGI, names in lower case).
 
-    headers: as in an ASGI scope, names in lower case. keys: the snapshot's keys by id. now: unix
-    seconds. Raises UnauthenticatedError for no credential, one that is malformed, unknown,
-    revoked or expired, and for two that differ.
+    Raises UnauthenticatedError for none, and for two that differ.
     """
     credential: bytes | None = None
     for name, value in headers:
@@ -47,9 +52,24 @@ def authenticate(
         raise UnauthenticatedError(
             "no credential: send your API key as Authorization: Bearer <API key> or as X-API-Key"
         )
+    return credential
+
+
+def authenticate(
+    credential: bytes, keys: Mapping[str, KeyEntry], book: TokenBook, now: float
+) -> Principal:
+    """Return who presents `credential`.
+
+    keys: the snapshot's keys by id. book: its access tokens. now: unix seconds. Raises
+    UnauthenticatedError for one that is malformed, unknown, revoked or expired.
+    """
     shape = _KEY.fullmatch(credential)
     if shape is None:
-        raise UnauthenticatedError("this is no API key; one looks like pk_<id>_<secret>")
+        if tokens.looks_like_one(credential):
+            return book.principal(credential, now)
+        raise UnauthenticatedError(
+            "this is no API key and no access token; a key looks like pk_<id>_<secret>"
+        )
     entry = keys.get(shape[1].decode())
     digest = hashlib.sha256(credential).hexdigest()
     same = hmac.compare_digest(digest, _NOBODY if entry is None else entry.digest)
@@ -60,17 +80,29 @@ def authenticate(
     return Principal(kind="key", id=entry.id, tenant=entry.tenant, scopes=entry.scopes)
 
 
-def authorise(principal: Principal, tenants: Mapping[str, TenantRoute]) -> TenantRoute:
+def authorise(
+    principal: Principal,
+    tenants: Mapping[str, TenantRoute],
+    *,
+    ranges: Networks = (),
+    source: Address | None = None,
+) -> TenantRoute:
     """Return the route of the principal's own tenant.
 
-    tenants: the snapshot's routes by tenant id. Raises ForbiddenError if the tenant is suspended
-    or the key lacks the scope, UnauthenticatedError if the tenant is gone.
+    tenants: the snapshot's routes by tenant id. ranges: networks that the credential is bound to,
+    if any. source: where the request came from. Raises ForbiddenError if the tenant is suspended,
+    the scope is lacking or the source lies elsewhere, UnauthenticatedError if the tenant is gone.
     """
+    is_key = principal.kind == "key"
     route = tenants.get(principal.tenant or "")
     if route is None:
-        raise UnauthenticatedError("this API key is unknown or was revoked")
-    if route.state is not TenantState.ACTIVE:
-        raise ForbiddenError("this tenant is suspended; ask the platform's operator")
-    if DETECT not in principal.scopes:
-        raise ForbiddenError(f"this API key may not detect: it lacks the scope {DETECT!r}")
+        if is_key:
+            raise UnauthenticatedError("this API key is unknown or was revoked")
+        raise InvalidTokenError("this access token was revoked; get a new one")
+    may, reason = allowed(principal, DETECT, route.tenant, state=route.state)
+    if not may:
+        lacks = not is_key and route.state is TenantState.ACTIVE
+        raise (InsufficientScopeError if lacks else ForbiddenError)(reason)
+    if ranges and not within(source, ranges):
+        raise ForbiddenError("this API key may not be used from where this request comes")
     return route

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 
@@ -26,6 +27,7 @@ from polyolo.errors import (
 from polyolo.gateway.reception import Reception, Visit
 from polyolo.gateway.routing import Directory
 from polyolo.gateway.settings import Settings
+from polyolo.gateway.source import address_of, networks
 from polyolo.rpc import Context
 
 _SERVICE = "inference.GRPCInferenceService"
@@ -51,6 +53,7 @@ class GrpcDoor:
         self._settings = settings
         self._directory = directory
         self._reception = reception
+        self._proxies = networks(settings.trusted_proxies)
         self._channels: dict[str, Any] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -62,11 +65,12 @@ class GrpcDoor:
             shared_port=True,  # a gateway that takes over listens beside the one that drains
         )
         host = f"[{host}]" if ":" in host else host
-        await rpc.listen(server, web.rpc_target(f"http://{host}:{port}"))
+        target = web.rpc_target(f"http://{host}:{port}")
+        await rpc.listen(server, target, self._settings.tls)
         return server
 
     async def _not_ready(self) -> str:
-        return "no snapshot from control yet" if self._directory.age_s() is None else ""
+        return self._directory.distrust()
 
     async def _answer(self, method: str, _: Any, context: Context, request_id: str) -> bytes:
         """Serve one call and write its line in the access log. Raises what is to be answered."""
@@ -102,7 +106,10 @@ class GrpcDoor:
             (name.encode(), value if isinstance(value, bytes) else value.encode())
             for name, value in context.invocation_metadata()
         ]
-        with self._reception.visit(headers, log, billed=method.endswith("/ModelInfer")) as visit:
+        peer = {"client": _peer(context), "headers": headers}
+        source = address_of(peer, self._proxies)
+        billed = method.endswith("/ModelInfer")
+        with self._reception.visit(headers, source, log, billed=billed) as visit:
             message = await context.read()
             if not isinstance(message, bytes):
                 raise MalformedRequestError("the call carries no message")
@@ -174,6 +181,18 @@ class _Calls(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio ships no t
 
 class _UnreachableError(Exception):
     """Nobody answered at the other end."""
+
+
+def _peer(context: Context) -> tuple[str, int] | None:
+    """Return the other end's host and port, as ASGI names it; None where it has none.
+
+    gRPC writes ipv4:127.0.0.1:5000 and ipv6:%5B::1%5D:5000 (its naming.md).
+    """
+    kind, _, rest = unquote(context.peer()).partition(":")
+    host, _, port = rest.rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdigit():
+        return None
+    return host.strip("[]"), int(port)
 
 
 def _ours(trailing: Any) -> Mapping[bytes, bytes]:

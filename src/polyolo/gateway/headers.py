@@ -11,7 +11,14 @@ _HOP = frozenset(
     [b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate",
      b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade"]
 )  # fmt: skip
-_TO_CONTROL = _HOP | {b"content-length", b"expect", b"x-request-id"}
+_TO_CONTROL = _HOP | {
+    b"content-length",
+    b"expect",
+    b"x-request-id",
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-real-ip",
+}  # see `source`
 _TO_RUNTIME = _TO_CONTROL | {b"host", b"authorization", b"x-api-key", b"cookie"}
 _TO_CLIENT = _HOP | {b"date", b"server", b"x-request-id"}  # our own server writes these
 _OURS = b"polyolo-"
@@ -32,9 +39,14 @@ def for_runtime(scope: Scope, *, cold_start: bool) -> Headers:
     return passed
 
 
-def for_control(scope: Scope) -> Headers:
-    """Return a request's headers for the control plane: with the client's credentials."""
-    return _for_next_hop(scope, _TO_CONTROL)
+def for_control(scope: Scope, source: str) -> Headers:
+    """Return a request's headers for the control plane: with the client's credentials.
+
+    source: the client's address as far as it is believed; empty: not known.
+    """
+    passed = _for_next_hop(scope, _TO_CONTROL)
+    passed.append((b"polyolo-client-address", source.encode()))
+    return passed
 
 
 def _for_next_hop(scope: Scope, drop: frozenset[bytes]) -> Headers:

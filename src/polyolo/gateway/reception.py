@@ -12,13 +12,15 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from polyolo import web
-from polyolo.errors import OverloadedError, PolyoloError
-from polyolo.gateway.auth import authenticate, authorise
+from polyolo.errors import NotReadyError, OverloadedError, PolyoloError
+from polyolo.gateway.auth import authenticate, authorise, presented
 from polyolo.gateway.inbound import Leash
 from polyolo.gateway.limits import Bound
 from polyolo.gateway.routing import Directory
 from polyolo.gateway.settings import Settings
+from polyolo.gateway.source import Address
 from polyolo.gateway.usage import NOTHING, Meter, metered
+from polyolo.types import Principal
 
 
 @dataclass(slots=True)
@@ -49,23 +51,35 @@ class Reception:
 
     @contextmanager
     def visit(
-        self, headers: Iterable[tuple[bytes, bytes]], log: dict[str, Any], *, billed: bool
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        source: Address | None,
+        log: dict[str, Any],
+        *,
+        billed: bool,
     ) -> Iterator[Visit]:
         """Authenticate and admit a request; meter it when the context ends, however it does.
 
-        headers: names in lower case. log: gets fields for the access log. billed: it is a
-        detection. In the request's own task, which the visit's leash ends when its time is over.
-        Raises UnauthenticatedError, ForbiddenError, OverloadedError, and what a Leash raises.
+        headers: names in lower case. source: where it came from. log: gets fields for the access
+        log. billed: it is a detection. In the request's own task, which the visit's leash ends
+        when its time is over.
+        Raises UnauthenticatedError, ForbiddenError, OverloadedError, NotReadyError when control
+        has not confirmed the credentials for too long, and what a Leash raises.
         """
         started = time.perf_counter()
         directory, meter = self._directory, self._meter
         visit: Visit | None = None
-        tenant = name = ""
+        who: Principal | None = None
+        name = ""
         status = 500
         try:
-            principal = authenticate(headers, directory.keys, time.time())
-            route = authorise(principal, directory.tenants)
-            tenant, name = route.tenant, route.name
+            credential = presented(headers)
+            if why := directory.distrust():
+                raise NotReadyError(f"{why}; come again shortly")
+            principal = authenticate(credential, directory.keys, directory.book, time.time())
+            ranges = directory.ranges.get(principal.id, ())
+            route = authorise(principal, directory.tenants, ranges=ranges, source=source)
+            who, tenant, name = principal, route.tenant, route.name
             log["tenant"] = name
             full = OverloadedError("too many requests of this tenant at once; come again shortly")
             with (
@@ -88,6 +102,6 @@ class Reception:
             if said.model:
                 log["model"] = f"{said.model}:{said.version}"
             meter.count(name, said.model, status, time.perf_counter() - started, cold=cold)
-            if tenant and billed:
+            if who and billed:
                 received = visit.received if visit is not None else 0
-                meter.bill(tenant, status, said, bytes_in=received, cold=cold)
+                meter.bill(who, str(source or ""), status, said, bytes_in=received, cold=cold)

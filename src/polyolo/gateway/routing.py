@@ -13,6 +13,8 @@ from polyolo import telemetry
 from polyolo.errors import NotReadyError, OverloadedError
 from polyolo.gateway.limits import Bound
 from polyolo.gateway.settings import Settings
+from polyolo.gateway.source import Networks, networks
+from polyolo.gateway.tokens import TokenBook
 from polyolo.gateway.upstream import Upstream, UpstreamError
 from polyolo.types import KeyEntry, Phase, Snapshot, TenantRoute
 
@@ -40,13 +42,20 @@ class Directory:
         self._changed = asyncio.Event()
         self._confirmed: float | None = None
         self.revision = -1
+        self.book = TokenBook()
         self.keys: dict[str, KeyEntry] = {}
+        self.ranges: dict[str, Networks] = {}
+        """Where keys may be used from, by key id; only of those that are bound."""
         self.tenants: dict[str, TenantRoute] = {}
 
     def swap(self, snapshot: Snapshot) -> None:
         """Put a snapshot in force as a whole and wake the requests that wait for a runtime."""
         self.keys = {entry.id: entry for entry in snapshot.keys}
+        self.ranges = {
+            entry.id: networks(entry.sources) for entry in snapshot.keys if entry.sources
+        }
         self.tenants = {route.tenant: route for route in snapshot.tenants}
+        self.book.swap(snapshot)
         self.revision = snapshot.revision
         self.confirm()
         changed, self._changed = self._changed, asyncio.Event()
@@ -59,12 +68,22 @@ class Directory:
         self._confirmed = self._clock()
 
     def age_s(self) -> float | None:
-        """Return the seconds since control last confirmed the snapshot; None before the first.
-
-        The gateway serves from the last snapshot for as long as control is away. Whoever wants
-        it to fail closed after a while decides so here.
-        """
+        """Return the seconds since control last confirmed the snapshot; None before the first."""
         return None if self._confirmed is None else self._clock() - self._confirmed
+
+    def distrust(self) -> str:
+        """Return why no credential can be confirmed now; empty when they can.
+
+        The gateway serves from the last snapshot while control is away, but not for ever: what
+        was revoked meanwhile would go on working here. After `confirm_s` it fails closed, for
+        every credential alike.
+        """
+        age = self.age_s()
+        if age is None:
+            return "no snapshot from control yet"
+        if age > self._settings.confirm_s:
+            return "control has been away too long to confirm credentials"
+        return ""
 
     async def pick_endpoint(self, tenant: str) -> tuple[str, bool]:
         """Return where to send the tenant's request, and whether it had to wait for a start.

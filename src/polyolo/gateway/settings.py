@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from polyolo.tls import Tls
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settings of one gateway process."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Default: this machine only, since there is no TLS yet."""
+    """Address to listen on. Default: this machine only; beyond it TLS is needed."""
     port: int = 8700
     """Port to listen on, gRPC on the port behind it; 0 takes a free one. Default 8700, the
     platform's public port."""
     listen: int | None = None
     """Descriptor of a listening socket that the parent process opened, instead of host and port:
     the door stays open while one gateway process takes over from another."""
+    tls: Tls | None = None
+    """Certificate and key to speak TLS with; needed for a host beyond this machine."""
     control: str
     """Where the control plane answers: `unix:/path/to/socket` or `http://host:port`."""
     token: str
     """What this gateway proves itself to the control plane with (POLYOLO_GATEWAY_TOKEN)."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks (CIDR) of proxies whose X-Forwarded-For is believed. Default: nobody's."""
+    confirm_s: float = 60.0
+    """Seconds without a word from the control plane after which no credential is accepted any
+    more (503): one that was revoked meanwhile would go on working. Control speaks every 20 s."""
     max_body_bytes: int = 21 * 1024 * 1024
     """Largest body of a detection, or gRPC message, bytes. Default 21 MiB: a picture of 20 MiB and
     what is around it."""

@@ -19,7 +19,7 @@ from polyolo import telemetry
 from polyolo.errors import OverloadedError
 from polyolo.gateway.settings import Settings
 from polyolo.gateway.upstream import Upstream, UpstreamError
-from polyolo.types import UsageRecord
+from polyolo.types import Principal, UsageRecord
 
 _SEND_S = 10.0  # for one batch
 _MODELS_A_TENANT = 64  # series of one tenant; a runtime is not trusted to name few models
@@ -199,12 +199,21 @@ class Meter:
                 del self._requests[series]
                 metrics.requests.remove(series[0], series[1], str(series[2]))
 
-    def bill(self, tenant: str, status: int, said: Metered, *, bytes_in: int, cold: bool) -> None:
-        """Close the usage record of one detection. tenant: its id."""
+    def bill(
+        self,
+        who: Principal,
+        source: str,
+        status: int,
+        said: Metered,
+        *,
+        bytes_in: int,
+        cold: bool,
+    ) -> None:
+        """Close the usage record of one detection. source: the client's address."""
         self._ledger.close(
             UsageRecord(
                 id=telemetry.new_id(),
-                tenant=tenant,
+                tenant=who.tenant or "",
                 at=time.time(),
                 status=status,
                 model=said.model,
@@ -213,5 +222,7 @@ class Meter:
                 engine_ms=said.engine_ms,
                 bytes_in=bytes_in,
                 cold_start=cold,
+                principal=f"{who.kind}:{who.id}",
+                source=source,
             )
         )

@@ -1,23 +1,42 @@
-"""Who asks for what: the dependencies that every route of the control API begins with."""
+"""Who asks for what: the dependencies that every route of the control API begins with.
+
+Each names the route's action; a route without one fails a test (and is nobody's to call).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Security
-from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPBearer
 
-from polyolo.control import access
+from polyolo.control import access, cookies
 from polyolo.control.plane import Plane
-from polyolo.control.service import keys, tenants
+from polyolo.control.service import keys, oauth, sessions, tenants
+from polyolo.control.service.sessions import Live
 from polyolo.errors import ForbiddenError
 from polyolo.types import Principal
 
 SCHEMES: list[Any] = [  # for the OpenAPI document; `access` does the work
     Security(HTTPBearer(auto_error=False, description="An API key, or the operator's key")),
     Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
+    Security(APIKeyCookie(name="polyolo_session", auto_error=False, description="A session")),
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Somebody whose credential is good. state: of their tenant, "" for the operator."""
+
+    plane: Plane
+    who: Principal
+    state: str
+    secret: str
+    """What they presented; never kept."""
+    live: Live | None = None
+    """Their session, if that is how they are known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,30 +48,75 @@ class Asked:
     plane: Plane
 
 
-def _caller(request: Request) -> tuple[Plane, Principal, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visitor:
+    """A request that needs no credential. source: the address that it came from, "" if unknown."""
+
+    plane: Plane
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedIn:
+    """A request of somebody about their own account. session: the id that the cookie holds."""
+
+    plane: Plane
+    live: Live
+    session: str
+    source: str
+
+
+def authenticate(request: Request) -> Caller:
+    """Return who asks: by key or token in a header, else by the session in a cookie.
+
+    Raises UnauthenticatedError, and ForbiddenError when another site's page uses the cookie.
+    """
     plane: Plane = request.app.state.plane
-    who, state = access.principal(
-        access.presented(request.headers),
-        operator_digest=plane.operator_digest,
-        find_key=lambda identifier: keys.find(plane.ledger, identifier),
-        now=plane.ledger.clock(),
-    )
-    request.scope["state"]["log"]["actor"] = f"{who.kind}:{who.id}"  # an id, never the key
-    return plane, who, state
+    session = cookies.session_of(request.headers, secure=plane.settings.secure_cookies)
+    in_header = "authorization" in request.headers or "x-api-key" in request.headers
+    if session and not in_header:
+        live = sessions.find(plane.ledger, session)
+        cookies.check_page(request.method, request.headers, session)
+        found = Caller(
+            plane=plane, who=live.who, state=live.tenant_state, secret=session, live=live
+        )
+    else:
+        secret = access.presented(request.headers)
+        who, state = access.principal(
+            secret,
+            operator_digest=plane.operator_digest,
+            find_key=lambda identifier: keys.find(plane.ledger, identifier),
+            now=plane.ledger.clock(),
+            judge_token=lambda token: oauth.principal(plane.ledger, plane.token_signer, token),
+            source=source_of(request),
+        )
+        found = Caller(plane=plane, who=who, state=state, secret=secret)
+    # An id, never the key.
+    request.scope["state"]["log"]["actor"] = f"{found.who.kind}:{found.who.id}"
+    request.scope["state"]["who"] = found.who  # for the audit log
+    return found
 
 
-Caller = Annotated[tuple[Plane, Principal, str], Depends(_caller)]
+Known = Annotated[Caller, Depends(authenticate)]
+
+
+def source_of(request: Request) -> str:
+    """Return the address that a request came from, as the gateway saw it; "" if unknown.
+
+    The gateway writes this header and drops whatever a client calls so; nobody else reaches the
+    control plane's socket.
+    """
+    return request.headers.get("polyolo-client-address", "")
 
 
 def on_platform(action: str) -> Any:
     """Return the dependency of a route that is about the platform as a whole."""
 
-    def check(caller: Caller) -> Asked:
-        plane, who, state = caller
-        _require(access.allowed(who, action, state=state))
-        return Asked(who=who, tenant="", plane=plane)
+    def check(caller: Known) -> Asked:
+        _require(access.allowed(caller.who, action, state=caller.state))
+        return Asked(who=caller.who, tenant="", plane=caller.plane)
 
-    return Depends(check)
+    return _declaring(action, check)
 
 
 def on_tenant(action: str) -> Any:
@@ -61,12 +125,57 @@ def on_tenant(action: str) -> Any:
     404 comes before 403: somebody else's tenant is not there, whatever is asked of it.
     """
 
-    def check(caller: Caller, tenant: str) -> Asked:
-        plane, who, state = caller
-        identifier = tenants.resolve(plane.ledger, who, tenant)
-        _require(access.allowed(who, action, identifier, state=state))
-        return Asked(who=who, tenant=identifier, plane=plane)
+    def check(caller: Known, tenant: str, request: Request) -> Asked:
+        identifier = tenants.resolve(caller.plane.ledger, caller.who, tenant)
+        request.scope["state"]["tenant"] = identifier  # for the audit log
+        _require(access.allowed(caller.who, action, identifier, state=caller.state))
+        return Asked(who=caller.who, tenant=identifier, plane=caller.plane)
 
+    return _declaring(action, check)
+
+
+def on_account() -> Any:
+    """Return the dependency of a route about the account of who is signed in.
+
+    A suspended tenant's user may still sign out.
+    """
+
+    def check(caller: Known, request: Request) -> SignedIn:
+        _require(access.allowed(caller.who, "account:own", caller.who.tenant))
+        if caller.live is None:
+            raise ForbiddenError("sign in for this")
+        return SignedIn(
+            plane=caller.plane,
+            live=caller.live,
+            session=caller.secret,
+            source=source_of(request),
+        )
+
+    return _declaring("account:own", check)
+
+
+def in_public(action: str) -> Any:
+    """Return the dependency of a route that needs no credential."""
+
+    def check(request: Request) -> Visitor:
+        _require(access.allowed(None, action))
+        cookies.check_site(request.headers)
+        return Visitor(plane=request.app.state.plane, source=source_of(request))
+
+    return _declaring(action, check)
+
+
+def declared(route: Any) -> str | None:
+    """Return the action that a route declares; None when it has none."""
+    asked = getattr(getattr(route, "dependant", None), "dependencies", ())
+    found = (getattr(dependency.call, "action", None) for dependency in asked)
+    return next((action for action in found if action), None) or getattr(
+        getattr(route, "endpoint", None), "action", None
+    )
+
+
+def _declaring(action: str, check: Callable[..., Any]) -> Any:
+    check.__dict__["action"] = action
     return Depends(check)
 
 

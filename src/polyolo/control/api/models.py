@@ -11,17 +11,19 @@ from starlette.responses import Response
 from polyolo.control.api.asking import Asked, on_tenant
 from polyolo.control.api.bodies import ModelList, SettingsChange, Use
 from polyolo.control.artifacts import Upload
+from polyolo.control.idempotency import OnceRoute
 from polyolo.control.service import models
 from polyolo.control.service.artifacts import Artifact
 from polyolo.control.service.tenants import plan_of
 from polyolo.errors import MalformedRequestError, TooLargeError
-from polyolo.types import DetectionSettings, Model, ModelVersion
+from polyolo.resources import Model, ModelVersion
+from polyolo.types import DetectionSettings
 from polyolo.web import json_response
 
 _WRITE_BYTES = 1 << 20
 """Bytes gathered before a thread is bothered to hash and write them."""
 
-routes = APIRouter(prefix="/tenants/{tenant}/models", tags=["models"])
+routes = APIRouter(prefix="/tenants/{tenant}/models", tags=["models"], route_class=OnceRoute)
 
 
 @routes.get("", response_model=ModelList)

@@ -14,6 +14,7 @@ from polyolo.control.api.bodies import (
     KeyList,
     NewKey,
     NewTenant,
+    Rotation,
     TenantChange,
     TenantList,
     UsageList,
@@ -21,11 +22,13 @@ from polyolo.control.api.bodies import (
     moment,
     month_start,
 )
+from polyolo.control.idempotency import OnceRoute
 from polyolo.control.service import keys, runtimes, tenants, usage
-from polyolo.types import ApiKey, RuntimeStatus, Tenant, Usage
+from polyolo.resources import ApiKey, Tenant, Usage
+from polyolo.types import RuntimeStatus
 from polyolo.web import json_response
 
-routes = APIRouter()
+routes = APIRouter(route_class=OnceRoute)
 
 When = Annotated[
     str | None,
@@ -99,6 +102,7 @@ async def create_key(body: NewKey, asked: Annotated[Asked, on_tenant("keys:write
             name=body.name,
             scopes=scopes,
             expires_in=expires_in,
+            sources=body.sources,
         )
 
     made = await run_in_threadpool(create)
@@ -115,9 +119,16 @@ def list_keys(asked: Annotated[Asked, on_tenant("keys:read")]) -> Response:
 @routes.post(
     "/tenants/{tenant}/keys/{key}/rotate", status_code=201, response_model=ApiKey, tags=["keys"]
 )
-async def rotate_key(key: str, asked: Annotated[Asked, on_tenant("keys:write")]) -> Response:
-    """Replace an API key by a new one that may do the same; the old one stops at once."""
-    made = await run_in_threadpool(keys.rotate, asked.plane.ledger, asked.who, asked.tenant, key)
+async def rotate_key(
+    key: str, asked: Annotated[Asked, on_tenant("keys:write")], body: Rotation | None = None
+) -> Response:
+    """Replace an API key by a new one that may do the same; the old one stops, now or soon."""
+    overlap = duration(body.overlap if body else None, "overlap") or 0.0
+
+    def rotate() -> ApiKey:
+        return keys.rotate(asked.plane.ledger, asked.who, asked.tenant, key, overlap=overlap)
+
+    made = await run_in_threadpool(rotate)
     await asked.plane.told()
     return json_response(made, 201)
 

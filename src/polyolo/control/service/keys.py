@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_network
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,10 +12,13 @@ from polyolo.control import db, names
 from polyolo.control.access import StoredKey
 from polyolo.control.service.ledger import Ledger, Transaction, actor
 from polyolo.errors import ConflictError, ForbiddenError, InvalidValueError, NotFoundError
-from polyolo.types import ApiKey, Principal
+from polyolo.resources import ApiKey
+from polyolo.types import Principal, UsageRecord
 
 MAX_LIVE = 100
 """Live keys of a tenant: every gateway holds all of them in memory."""
+MAX_SOURCES = 50
+"""Networks of a key: the gateway goes through all of them, request by request."""
 
 
 def create(
@@ -24,19 +29,15 @@ def create(
     name: str = "",
     scopes: tuple[str, ...] | None = None,
     expires_in: float | None = None,
+    sources: Sequence[str] = (),
 ) -> ApiKey:
     """Make a key; the answer is the only one that holds it.
 
-    scopes: None for all that the caller has. expires_in: seconds. Raises InvalidValueError, and
+    scopes: None for all that the caller has. expires_in: seconds. sources: networks (CIDR) or
+    addresses that it may be used from; none: from anywhere. Raises InvalidValueError, and
     ForbiddenError for a scope that the caller lacks: no key makes a stronger one.
     """
-    own = names.SCOPES if who.kind == "operator" else who.scopes
-    chosen = own if scopes is None else tuple(dict.fromkeys(scopes))
-    for scope in chosen:
-        if scope not in names.SCOPES:
-            raise InvalidValueError(f"scopes: {scope!r} is not one of {', '.join(names.SCOPES)}")
-        if scope not in own:
-            raise ForbiddenError(f"your own key lacks the scope {scope}, so it cannot give it")
+    chosen, ranges = granted(who, scopes), _networks(sources)
     with ledger.changing() as transaction:
         live = transaction.connection.execute(
             sa.select(sa.func.count())
@@ -46,7 +47,23 @@ def create(
         if live >= MAX_LIVE:
             raise ConflictError(f"there are {live} live keys; revoke one that is not used")
         expires_at = None if expires_in is None else transaction.now + expires_in
-        return issue(transaction, who, tenant, name, chosen, expires_at)
+        return issue(transaction, who, tenant, name, chosen, expires_at, ranges)
+
+
+def granted(who: Principal, scopes: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the scopes of a credential that `who` makes; None asks for all that they have.
+
+    Raises InvalidValueError for one that there is not, ForbiddenError for one that they lack.
+    """
+    # Some scopes are for people only: a user has them, and no key gets them.
+    own = tuple(s for s in names.SCOPES if who.kind == "operator" or s in who.scopes)
+    chosen = own if scopes is None else tuple(dict.fromkeys(scopes))
+    for scope in chosen:
+        if scope not in names.SCOPES:
+            raise InvalidValueError(f"scopes: {scope!r} is not one of {', '.join(names.SCOPES)}")
+        if scope not in own:
+            raise ForbiddenError(f"you lack the scope {scope} yourself, so you cannot give it")
+    return chosen
 
 
 def issue(
@@ -56,6 +73,7 @@ def issue(
     name: str,
     scopes: tuple[str, ...],
     expires_at: float | None,
+    sources: tuple[str, ...] = (),
 ) -> ApiKey:
     """Add a key within a larger change, and return it with its secret."""
     identifier = names.key_id()
@@ -69,6 +87,7 @@ def issue(
             scopes=list(scopes),
             created_at=transaction.now,
             expires_at=expires_at,
+            sources=list(sources),
         )
     )
     transaction.note(
@@ -85,6 +104,7 @@ def issue(
         created_at=transaction.now,
         expires_at=expires_at,
         key=secret,
+        sources=sources,
     )
 
 
@@ -99,10 +119,15 @@ def every(ledger: Ledger, tenant: str) -> list[ApiKey]:
         return [_view(row) for row in rows]
 
 
-def rotate(ledger: Ledger, who: Principal, tenant: str, identifier: str) -> ApiKey:
-    """Replace a live key by a new one with the same name, scopes and end; the old one stops.
+def rotate(
+    ledger: Ledger, who: Principal, tenant: str, identifier: str, *, overlap: float = 0.0
+) -> ApiKey:
+    """Replace a live key by a new one with the same name, scopes, sources and end.
 
-    Raises NotFoundError, and ForbiddenError for a key that may do more than the caller's.
+    overlap: seconds for which the old key goes on working, 0 for none; the one that it had itself
+    replaced stops now, so that at most two of a line live. Raises NotFoundError, ConflictError
+    for a key that was rotated already, and ForbiddenError for one that may do more than the
+    caller's.
     """
     with ledger.changing() as transaction:
         row = _live(transaction.connection, tenant, identifier)
@@ -111,9 +136,25 @@ def rotate(ledger: Ledger, who: Principal, tenant: str, identifier: str) -> ApiK
             raise ForbiddenError(
                 f"that key has scopes that yours lacks: {', '.join(sorted(beyond))}"
             )
-        _revoke(transaction, who, tenant, identifier)
-        scopes = tuple(row.scopes)
-        return issue(transaction, who, tenant, row.name, scopes, row.expires_at)
+        if row.replaced_by is not None:
+            raise ConflictError(f"that key was rotated already; rotate {row.replaced_by} instead")
+        table = db.api_keys
+        before = transaction.connection.execute(
+            sa.select(table.c.id).where(
+                table.c.replaced_by == identifier, table.c.revoked_at.is_(None)
+            )
+        ).scalars()
+        for old in [*before, *([] if overlap else [identifier])]:
+            _revoke(transaction, who, tenant, old)
+        scopes, sources = tuple(row.scopes), tuple(row.sources or ())
+        made = issue(transaction, who, tenant, row.name, scopes, row.expires_at, sources)
+        until = transaction.now + overlap
+        ends = until if row.expires_at is None else min(until, row.expires_at)
+        changed = {"replaced_by": made.id} | ({"expires_at": ends} if overlap else {})
+        transaction.connection.execute(
+            table.update().where(table.c.id == identifier).values(**changed)
+        )
+        return made
 
 
 def revoke(ledger: Ledger, who: Principal, tenant: str, identifier: str) -> None:
@@ -141,7 +182,40 @@ def find(ledger: Ledger, identifier: str) -> StoredKey | None:
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
         tenant_state=row.tenant_state,
+        sources=tuple(row.sources or ()),
     )
+
+
+def used(transaction: Transaction, records: Iterable[UsageRecord]) -> None:
+    """Learn from usage when keys and clients were last used, to a minute.
+
+    No event and no revision, and a write a credential and minute at most.
+    """
+    last: dict[str, float] = {}
+    for record in records:
+        minute = record.at // 60 * 60
+        last[record.principal] = max(minute, last.get(record.principal, 0.0))
+    for principal, minute in last.items():
+        kind, _, identifier = principal.partition(":")
+        table = {"key": db.api_keys, "token": db.oauth_clients}.get(kind)
+        if table is not None:
+            known = table.c.last_used_at
+            transaction.connection.execute(
+                table.update()
+                .where(table.c.id == identifier, sa.or_(known.is_(None), known < minute))
+                .values(last_used_at=minute)
+            )
+
+
+def _networks(sources: Sequence[str]) -> tuple[str, ...]:
+    if len(sources) > MAX_SOURCES:
+        raise InvalidValueError(f"sources: at most {MAX_SOURCES} networks")
+    try:
+        return tuple(dict.fromkeys(str(ip_network(one, strict=False)) for one in sources))
+    except ValueError:
+        raise InvalidValueError(
+            "sources must be networks or addresses, as 203.0.113.0/24, 2001:db8::/32 or 10.1.2.3"
+        ) from None
 
 
 def _live(connection: sa.Connection, tenant: str, identifier: str) -> Any:
@@ -174,4 +248,7 @@ def _view(row: Any) -> ApiKey:
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
+        last_used_at=row.last_used_at,
+        sources=tuple(row.sources or ()),
+        replaced_by=row.replaced_by,
     )

@@ -5,11 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import copy
 
 import sqlalchemy as sa
 
 from polyolo.control import db
+from polyolo.control.audit import Entry, Signer, cleaned
+from polyolo.control.service import chain
 from polyolo.types import Principal
+
+SOURCE: ContextVar[str] = ContextVar("source", default="")
+"""Address of the client whose call is being answered; empty for what nobody called for."""
 
 Listener = Callable[[int, str | None], None]
 """Called after a commit with the new revision and the tenant concerned (None: the platform)."""
@@ -23,6 +30,7 @@ class Transaction:
         self.now = now
         """Unix seconds, the same in every row of the change."""
         self.touched: dict[str | None, None] = {}
+        self.entries: list[Entry] = []
 
     def touch(self, tenant: str | None) -> None:
         """Have listeners told that something of `tenant` is different."""
@@ -33,16 +41,22 @@ class Transaction:
     ) -> None:
         """Write the event of this change. detail: for a person to read; never a secret."""
         self.touch(tenant)
-        self.connection.execute(
-            db.events.insert().values(
+        self.record(
+            Entry(
                 at=self.now,
+                kind="change",
                 actor=actor,
                 action=action,
                 tenant=tenant,
-                resource=resource,
-                detail=detail,
+                resource=cleaned(resource, 200),
+                detail=cleaned(detail, 2000),
+                source=SOURCE.get(),
             )
         )
+
+    def record(self, entry: Entry) -> None:
+        """Write an entry of the audit log that is no change: nobody is told."""
+        self.entries.append(entry)
 
     def new_generation(self, tenant: str) -> None:
         """Record that the tenant's runtime should be something else from now on."""
@@ -56,11 +70,24 @@ class Transaction:
 class Ledger:
     """The database with its rule of change. Any thread may use it."""
 
-    def __init__(self, engine: sa.Engine, *, clock: Callable[[], float] = time.time) -> None:
-        """Keep `engine`; listeners are added before the first change. clock: unix seconds."""
+    def __init__(
+        self, engine: sa.Engine, signer: Signer, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Keep `engine`; listeners are added before the first change.
+
+        signer: of the audit log. clock: unix seconds.
+        """
         self._engine = engine
+        self._check: Callable[[sa.Connection], None] | None = None
+        self.signer = signer
         self.clock = clock
         self.listeners: list[Listener] = []
+
+    def guarded(self, check: Callable[[sa.Connection], None]) -> Ledger:
+        """Return this ledger with a fence: `check` raises where a change may no longer be made."""
+        fenced = copy(self)  # with the same listeners
+        fenced._check = check  # noqa: SLF001  # one of us
+        return fenced
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -73,8 +100,12 @@ class Ledger:
         """Yield a transaction; afterwards it is kept whole and told, or nothing happened."""
         revision = None
         with db.writing(self._engine) as connection:
+            if self._check is not None:
+                self._check(connection)
             transaction = Transaction(connection, self.clock())
             yield transaction
+            if transaction.entries:
+                chain.append(connection, self.signer, transaction.entries)
             if transaction.touched:
                 counter = db.platform.c.revision
                 connection.execute(db.platform.update().values(revision=counter + 1))

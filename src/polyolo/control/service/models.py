@@ -22,15 +22,8 @@ from polyolo.errors import (
     NotFoundError,
     QuotaUsedUpError,
 )
-from polyolo.types import (
-    STANDARD,
-    DetectionSettings,
-    Model,
-    ModelVersion,
-    Plan,
-    Principal,
-    RuntimeStatus,
-)
+from polyolo.resources import Model, ModelVersion
+from polyolo.types import STANDARD, DetectionSettings, Plan, Principal, RuntimeStatus
 
 
 def every(ledger: Ledger, tenant: str) -> list[Model]:

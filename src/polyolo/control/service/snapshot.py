@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from polyolo.control import db
-from polyolo.control.service import runtimes
+from polyolo.control.service import oauth, runtimes
 from polyolo.control.service.ledger import Ledger
+from polyolo.control.service.signing import Signer
 from polyolo.control.service.tenants import plan_named
 from polyolo.types import KeyEntry, Plan, Snapshot, TenantRoute, TenantState
 
 
-def build(ledger: Ledger, plans: Sequence[Plan]) -> Snapshot:
+def build(ledger: Ledger, plans: Sequence[Plan], signer: Signer) -> Snapshot:
     """Return the snapshot of this moment.
 
     Suspended tenants and their keys are in it, so that they are told 403 and not 401; revoked
@@ -32,6 +33,7 @@ def build(ledger: Ledger, plans: Sequence[Plan]) -> Snapshot:
             .join_from(db.api_keys, db.tenants)
             .where(live, db.api_keys.c.revoked_at.is_(None))
         ).all()
+        clients, rules = oauth.entries(connection), signer.rules(connection)
     routes = []
     for owner in owners:
         status = runtimes.read_status(owner.status)
@@ -52,7 +54,10 @@ def build(ledger: Ledger, plans: Sequence[Plan]) -> Snapshot:
             tenant=key.tenant,
             scopes=tuple(key.scopes),
             expires_at=key.expires_at,
+            sources=tuple(key.sources or ()),
         )
         for key in keys
     )
-    return Snapshot(revision=revision, tenants=tuple(routes), keys=entries)
+    return Snapshot(
+        revision=revision, tenants=tuple(routes), keys=entries, clients=clients, tokens=rules
+    )

@@ -8,10 +8,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from polyolo.control import db, names
-from polyolo.control.service import keys, runtimes
-from polyolo.control.service.ledger import Ledger, actor
+from polyolo.control.service import keys, runtimes, users
+from polyolo.control.service.ledger import Ledger, Transaction, actor
 from polyolo.errors import ConflictError, InvalidValueError, NotFoundError
-from polyolo.types import STANDARD, ApiKey, Phase, Plan, Principal, Tenant, TenantState
+from polyolo.resources import ApiKey, Tenant
+from polyolo.types import STANDARD, Phase, Plan, Principal, TenantState
 
 _DELETING = "deleting"
 
@@ -31,33 +32,37 @@ def create(
     identifier = names.tenant_id()
     try:
         with ledger.changing() as transaction:
-            transaction.connection.execute(
-                db.tenants.insert().values(
-                    id=identifier,
-                    name=name,
-                    plan=plan or offered[0],
-                    state=TenantState.ACTIVE.value,
-                    created_at=transaction.now,
-                )
-            )
-            transaction.connection.execute(
-                db.runtimes.insert().values(
-                    tenant=identifier,
-                    generation=1,
-                    status=runtimes.blank(identifier, Phase.STARTING),
-                )
-            )
-            transaction.note(
-                actor(who),
-                "tenant.create",
-                tenant=identifier,
-                resource=f"tenants/{name}",
-                detail=f"plan {plan or offered[0]}",
-            )
+            add(transaction, actor(who), identifier, name, plan or offered[0])
             key = keys.issue(transaction, who, identifier, "first", names.SCOPES, None)
     except sa.exc.IntegrityError:
         raise ConflictError(f"the name {name!r} is taken, choose another one") from None
     return get(ledger, identifier, api_key=key)
+
+
+def add(transaction: Transaction, by: str, identifier: str, name: str, plan: str) -> None:
+    """Add a tenant and its runtime's row within a larger change. by: the event's actor.
+
+    Raises sqlalchemy's IntegrityError for a name that is taken.
+    """
+    transaction.connection.execute(
+        db.tenants.insert().values(
+            id=identifier,
+            name=name,
+            plan=plan,
+            state=TenantState.ACTIVE.value,
+            created_at=transaction.now,
+        )
+    )
+    transaction.connection.execute(
+        db.runtimes.insert().values(
+            tenant=identifier,
+            generation=1,
+            status=runtimes.blank(identifier, Phase.STARTING),
+        )
+    )
+    transaction.note(
+        by, "tenant.create", tenant=identifier, resource=f"tenants/{name}", detail=f"plan {plan}"
+    )
 
 
 def resolve(ledger: Ledger, who: Principal, reference: str) -> str:
@@ -161,8 +166,9 @@ def forget(ledger: Ledger, tenant: str) -> set[str]:
             sa.select(db.versions.c.digest).where(db.versions.c.tenant == tenant)
         ).scalars()
         named = set(digests)
-        for table in (db.versions, db.models, db.api_keys, db.runtimes):
+        for table in (db.versions, db.models, db.api_keys, db.oauth_clients, db.runtimes):
             connection.execute(table.delete().where(table.c.tenant == tenant))
+        users.forget(transaction, tenant)
         connection.execute(db.tenants.delete().where(db.tenants.c.id == tenant))
         transaction.note("reconciler", "tenant.gone", tenant=tenant, resource="tenant")
     return named

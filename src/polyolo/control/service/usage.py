@@ -9,18 +9,55 @@ import msgspec
 import sqlalchemy as sa
 
 from polyolo.control import db
-from polyolo.control.service.ledger import Ledger
-from polyolo.types import ModelUsage, Usage, UsageRecord
+from polyolo.control.audit import Entry, cleaned
+from polyolo.control.service import keys
+from polyolo.control.service.ledger import Ledger, Transaction
+from polyolo.resources import ModelUsage, Usage
+from polyolo.types import UsageRecord
+
+_PARAMETERS = 10_000  # of one statement; PostgreSQL takes 65,535
 
 
 def take(ledger: Ledger, records: Sequence[UsageRecord]) -> None:
     """Keep records; those whose id is there already were told twice and count once.
 
-    No event and no revision: usage is no change of what anybody should do.
+    Each is in the audit log too: who called when from where, and nothing of what was seen. No
+    revision: usage is no change of what anybody should do.
     """
     with ledger.changing() as transaction:
+        _record(transaction, records)
         rows = [msgspec.to_builtins(record) for record in records]
+        for row in rows:  # who asked from where is for the credential's last use and the audit log
+            del row["principal"], row["source"]
+        keys.used(transaction, records)
         db.insert_new(transaction.connection, db.usage_records, rows)
+
+
+def _record(transaction: Transaction, records: Sequence[UsageRecord]) -> None:
+    ids = db.usage_records.c.id
+    known: set[str] = set()
+    for first in range(0, len(records), _PARAMETERS):
+        part = [record.id for record in records[first : first + _PARAMETERS]]
+        found = transaction.connection.execute(sa.select(ids).where(ids.in_(part)))
+        known.update(found.scalars())
+    for record in records:
+        if record.id in known:
+            continue
+        known.add(record.id)  # a batch may hold a record twice
+        model = f"models/{record.model}:{record.version}" if record.model else ""
+        transaction.record(
+            Entry(
+                at=record.at,
+                kind="detect",
+                actor=cleaned(record.principal or "unknown", 100),
+                action="detect",
+                tenant=cleaned(record.tenant, 12),
+                resource=cleaned(model, 200),
+                detail=cleaned(record.id, 64),
+                source=cleaned(record.source, 64),
+                status=record.status,
+            )
+        )
 
 
 def summed(ledger: Ledger, since: float, until: float, tenant: str | None = None) -> list[Usage]:
