@@ -61,7 +61,7 @@ lock: install  ## Pin every dependency anew, with hashes
 	lock pyproject.toml --extra serving -o requirements/serving.txt; \
 	lock pyproject.toml --extra serving --extra openvino -o requirements/serving-openvino.txt; \
 	lock pyproject.toml --extra all -o requirements/all.txt; \
-	lock pyproject.toml --extra all --group dev -o requirements/dev.txt; \
+	lock pyproject.toml --extra all --extra postgres --group dev -o requirements/dev.txt; \
 	echo 'hatchling>=1.27' | lock - -c requirements/dev.txt -o requirements/build.txt
 
 clean:  ## Remove what the targets made
