@@ -14,6 +14,10 @@ from grpc_health.v1 import health_pb2
 from polyolo.types import TenantState
 from tests.integration.gateway_parts import Platform, bearer, entry, key, platform, route, until
 
+# Hold gRPC's engine for the whole session, as a gateway does: when its last object goes, its
+# thread is joined by whichever thread collects the garbage, which may be for ever.
+grpc.aio.init_grpc_aio()
+
 SERVICE = "/inference.GRPCInferenceService/"
 MIB = 1024 * 1024
 
