@@ -23,8 +23,14 @@ $(READY): requirements/dev.txt pyproject.toml
 demo: install  ## Two tenants, one door, real detections: the main job end to end
 	@$(BIN)/polyolo demo
 
+# gRPC's engine stays in a process that has used it: what uses it in the tests' own has one alone.
+IN_PROCESS_GRPC := tests/integration/test_gateway_grpc.py
+
 test: install  ## Every test, end to end ones included
-	@$(BIN)/pytest
+	@$(BIN)/pytest tests/layout tests/unit tests/contract
+	@$(BIN)/pytest tests/integration --ignore $(IN_PROCESS_GRPC)
+	@$(BIN)/pytest $(IN_PROCESS_GRPC)
+	@$(BIN)/pytest tests/e2e
 
 check: install  ## Format, lint, types, import contracts, layout rules
 	@$(BIN)/ruff format --check --quiet . || { echo 'run: $(BIN)/ruff format .' >&2; exit 1; }

@@ -327,8 +327,8 @@ async def test_no_path_of_the_gateway_tells_a_thief_anything(tmp_path: Path):
             control=f"unix:{api.control.settings.socket}", token="gateway-token", port=0
         )
         async with (
-            gateway_app.gateway(chosen) as app,
-            _served(app) as url,
+            gateway_app.gateway(chosen) as doors,
+            _served(doors.http) as url,
             httpx.AsyncClient(base_url=url, timeout=30) as http,
         ):
             await _ready(http)
