@@ -93,7 +93,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(kind):
     took = time.perf_counter() - started
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert took < 1.0
+    assert took < 0.05
     assert peak < 100_000
 
 
@@ -126,7 +126,7 @@ def test_a_header_without_end_takes_no_time(data):
     started = time.perf_counter()
     with contextlib.suppress(UndecodableImageError):
         read_header(data, LIMITS)
-    assert time.perf_counter() - started < 1.0
+    assert time.perf_counter() - started < 0.1
 
 
 def inflating():
@@ -166,7 +166,7 @@ def test_a_picture_made_to_be_slow_takes_no_time(make):
     started = time.perf_counter()
     with contextlib.suppress(UndecodableImageError):
         np.testing.assert_array_equal(read(data)[1], SCENE)
-    assert time.perf_counter() - started < 2.0
+    assert time.perf_counter() - started < 0.2
 
 
 def test_no_error_carries_the_picture():
