@@ -141,6 +141,21 @@ class VersionSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A version on trial beside the current one."""
+
+    version: int
+    share: float
+    """0 to 1, of the requests that name no version, chosen by their id."""
+    shadow: bool = False
+    """It sees a copy of those requests and its answers are only counted; else it answers them."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"share must lie between 0 and 1, not {self.share}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """One model of a tenant: its current version, those still callable, its settings."""
 
@@ -150,6 +165,20 @@ class ModelSpec:
     versions: tuple[VersionSpec, ...]
     """Every callable version; those that are not current load on their first request."""
     settings: DetectionSettings = field(default_factory=DetectionSettings)
+    rollout: Rollout | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one replica of a runtime may use of its machine, all its processes together."""
+
+    cpus: float = 0.0
+    """Cores; 0: whatever is free."""
+    memory_bytes: int = 2 << 30
+    """A YOLOv8x in float32 with its activations takes about 1.1 GB; a swap holds two versions."""
+    processes: int = 128
+    """Processes and threads."""
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,12 +191,18 @@ class RuntimeSpec:
     default_model: str
     """Name of the model that answers when a request names none."""
     models: tuple[ModelSpec, ...]
+    replicas: int = 1
+    """Copies of the runtime, 0: asleep."""
+    resources: Resources = field(default_factory=Resources)
+    release: str = ""
+    """Release of the runtime's program; empty: the platform's own."""
 
 
 class Phase(StrEnum):
     """Where a runtime stands, as observed."""
 
     ABSENT = "absent"  # no process, none wanted or not started yet
+    ASLEEP = "asleep"  # no process, one is started for the next request
     STARTING = "starting"  # on its way to a first answer: the gateway holds requests
     READY = "ready"
     FAILED = "failed"  # crashed or hung; started again after a back-off: requests get 503
@@ -194,6 +229,8 @@ class ModelStatus:
     """Pictures a second of each choice, where there was one to make."""
     quality: str = ""
     """How the boxes of faster arithmetic compare with float32's, or why none is used."""
+    crashes: int = 0
+    """Times that its process ended by itself since it was loaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,15 +253,32 @@ class RuntimeStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a tenant may use; one value object for quota, rate limit and price."""
+    """What a tenant may use; one value object for quota, rate limit and price.
+
+    A plan gives the defaults, a tenant's own limits replace single fields.
+    """
 
     name: str
+    requests_per_second: float = 0.0
+    """Of detections, over any longer time; more are answered 429. 0: as many as there are."""
+    burst: int = 0
+    """Detections that may come at once before the rate counts; 0: one second's worth."""
     max_in_flight: int = 256
     """Requests of the tenant inside the platform at once; more are answered 503 at the door.
     256 keeps a hundred busy connections clear of it, and bounds the memory of held pictures."""
+    images_per_month: int = 0
+    """Pictures in a calendar month (UTC); more are answered 402. 0: as many as there are."""
     max_models: int = 20
     max_model_bytes: int = 512 * 1024 * 1024
     """Size of one uploaded file; a YOLOv8x in float32 is 261 MB."""
+    weight: float = 1.0
+    """Share of the machine against other tenants' when there is not enough for all."""
+    min_replicas: int = 0
+    """0: sleeps when idle."""
+    max_replicas: int = 1
+    idle_s: float = 900.0
+    """Seconds without a request after which the runtime is put to sleep."""
+    resources: Resources = field(default_factory=Resources)
 
 
 class TenantState(StrEnum):
@@ -329,16 +383,3 @@ class Principal:
     tenant: str | None = None
     """The tenant's id; None for the operator and for a gateway."""
     scopes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """One change, once: the audit log."""
-
-    seq: int
-    at: float
-    actor: str
-    action: str
-    tenant: str | None
-    resource: str
-    detail: str = ""
