@@ -20,6 +20,7 @@ from polyolo import web
 from polyolo.gateway.app import Gateway, gateway
 from polyolo.gateway.settings import Settings
 from polyolo.types import KeyEntry, Phase, Plan, Snapshot, TenantRoute, TenantState, UsageRecord
+from tests.e2e.platform import free_port
 
 TOKEN = "gateway-token"
 SCOPES = ("detect", "models:read")
@@ -256,7 +257,7 @@ async def platform(*, ready: bool = True, **changes: Any) -> AsyncIterator[Platf
             )
             made.doors = await stack.enter_async_context(gateway(settings))
             listener = await stack.enter_async_context(
-                served(made.doors.http, host="127.0.0.1", port=0)
+                served(made.doors.http, host="127.0.0.1", port=free_port())
             )
             made.port = listener.getsockname()[1]
             made.client = await stack.enter_async_context(

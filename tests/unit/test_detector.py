@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,10 +198,12 @@ def test_the_most_hostile_thresholds_stay_bounded():
     some = detector(out, size=(640, 640), names=("thing",))
     assert some.head.family == "yolov5"
     criteria = Criteria(confidence=0.0, iou=1.0, class_ids=None, max_detections=1000)
+    started = time.process_time()
     results = some.detect([np.zeros((640, 640, 3), np.uint8)], [criteria])
+    took = time.process_time() - started
     (found,) = results.detections
     np.testing.assert_allclose(found.confidence, np.sort(out[0, :, 4] * out[0, :, 5])[::-1][:1000])
-    assert results.postprocess_ms < 1500  # 2 s and more without the bound, here 50 ms
+    assert took < 1.5  # of work: 2 s and more without the bound, here 50 ms
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -84,13 +84,13 @@ def bomb(kind):
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp"])
 def test_a_bomb_is_refused_before_it_is_decoded(kind):
-    """Billions of pixels are refused within milliseconds and without memory for them."""
+    """Billions of pixels are refused within milliseconds of work and without memory for them."""
     data = bomb(kind)
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(TooLargeError, match="pixels"):
         read_header(data, LIMITS)
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert took < 0.05
@@ -123,10 +123,10 @@ def test_a_long_thin_picture_is_read():
 )
 def test_a_header_without_end_takes_no_time(data):
     """20 MB of header are given up on within milliseconds: the event loop is not held up."""
-    started = time.perf_counter()
+    started = time.process_time()
     with contextlib.suppress(UndecodableImageError):
         read_header(data, LIMITS)
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
 
 
 def inflating():
@@ -161,12 +161,12 @@ def huge_chunk():
 
 @pytest.mark.parametrize("make", [inflating, endless_scans, endless_sequential_scans, huge_chunk])
 def test_a_picture_made_to_be_slow_takes_no_time(make):
-    """What decoders would spend seconds to hours on is refused, or left out."""
+    """What decoders would spend seconds to hours of work on is refused, or left out."""
     data = make()
-    started = time.perf_counter()
+    started = time.process_time()
     with contextlib.suppress(UndecodableImageError):
         np.testing.assert_array_equal(read(data)[1], SCENE)
-    assert time.perf_counter() - started < 0.2
+    assert time.process_time() - started < 0.2
 
 
 def test_no_error_carries_the_picture():
