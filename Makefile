@@ -26,9 +26,11 @@ demo: install  ## Two tenants, one door, real detections: the main job end to en
 # gRPC's engine stays in a process that has used it: what uses it in the tests' own has one alone.
 IN_PROCESS_GRPC := tests/integration/test_gateway_grpc.py
 
+SIDE_BY_SIDE    := -n auto --dist loadfile
+
 test: install  ## Every test, end to end ones included
-	@$(BIN)/pytest tests/layout tests/unit tests/contract
-	@$(BIN)/pytest tests/integration --ignore $(IN_PROCESS_GRPC)
+	@$(BIN)/pytest $(SIDE_BY_SIDE) tests/layout tests/unit tests/contract
+	@$(BIN)/pytest $(SIDE_BY_SIDE) tests/integration --ignore $(IN_PROCESS_GRPC)
 	@$(BIN)/pytest $(IN_PROCESS_GRPC)
 	@$(BIN)/pytest tests/e2e
 

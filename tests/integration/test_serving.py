@@ -166,6 +166,7 @@ def test_the_status_names_each_version(runtime: Runtime):
         "precision": "float32",
         "speed": "",
         "quality": "",
+        "crashes": 0,
     }
 
 

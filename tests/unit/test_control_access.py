@@ -72,6 +72,7 @@ def test_the_operator_and_a_key_are_known():
         (OPERATOR_KEY[:-1], STORED),
         ("pä_" + "x" * 43, STORED),
     ],
+    ids=range(10),  # the keys are new in every run
 )
 def test_whatever_is_wrong_with_a_key_the_answer_is_one(credential, stored):
     """Unknown, malformed, wrong, revoked, expired: the same 401."""
