@@ -6,19 +6,25 @@ import os
 import select
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
+def this_boot() -> str:
+    """Return the id that the kernel gave itself when it was started."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """One process, for ever: no other one has this pid and this start time until a reboot."""
+    """One process, for ever: no other one has this pid and this start time in this boot."""
 
     pid: int
     started: int
     """Field 22 of /proc/PID/stat: clock ticks between boot and the process's start."""
+    boot: str = field(default_factory=this_boot)
 
     def age(self) -> float:
         """Return the seconds since the process was started."""
@@ -34,13 +40,21 @@ def identify(pid: int) -> Identity | None:
 def runs(process: Identity) -> bool:
     """Say whether exactly this process runs; a zombie does not."""
     fields = _stat(process.pid)
-    return bool(fields) and int(fields[19]) == process.started and fields[0] not in (b"Z", b"X")
+    if not fields or fields[0] in (b"Z", b"X"):
+        return False
+    return int(fields[19]) == process.started and process.boot == this_boot()
 
 
-def is_child(process: Identity) -> bool:
-    """Say whether this process, if it runs, is a child of ours."""
-    fields = _stat(process.pid)
-    return bool(fields) and int(fields[1]) == os.getpid()
+def is_ours(process: Identity) -> bool:
+    """Say whether this process, if it runs, is a child of ours, or a child of one."""
+    parent = _parent(process.pid)
+    return parent == os.getpid() or (parent > 1 and _parent(parent) == os.getpid())
+
+
+def child_of(parent: int, pid: int) -> Identity | None:
+    """Return who has `pid` if that is a child of a process that has not been waited for."""
+    process = identify(pid)
+    return process if process is not None and _parent(pid) == parent else None
 
 
 def send(process: Identity, number: signal.Signals, *, wait_s: float = 0.0) -> bool:
@@ -63,6 +77,11 @@ def send(process: Identity, number: signal.Signals, *, wait_s: float = 0.0) -> b
         return True
     finally:
         os.close(descriptor)
+
+
+def _parent(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
 
 
 def _stat(pid: int) -> list[bytes]:
