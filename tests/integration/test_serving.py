@@ -154,6 +154,7 @@ def test_the_status_names_each_version(runtime: Runtime):
         1,
     )
     first = status["models"][0]
+    assert 10_000_000 < first.pop("memory_bytes") < 200_000_000
     assert first == {
         "name": "city",
         "version": 1,
@@ -167,6 +168,7 @@ def test_the_status_names_each_version(runtime: Runtime):
         "speed": "",
         "quality": "",
         "crashes": 0,
+        "rollout": None,
     }
 
 

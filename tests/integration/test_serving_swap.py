@@ -44,9 +44,9 @@ class Connection(http.client.HTTPConnection):
         self.sock.settimeout(30)
         self.sock.connect(str(self.path))
 
-    def ask(self, body: bytes) -> Seen:
+    def ask(self, body: bytes, headers: dict[str, str] | None = None) -> Seen:
         sent = time.monotonic()
-        self.request("POST", "/v1/detect", body)
+        self.request("POST", "/v1/detect", body, headers or {})
         answer = self.getresponse()
         text = answer.read()
         if answer.status != 200:

@@ -8,16 +8,17 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 from cyclopts.types import ExistingFile
+from rich.console import Group as RichGroup
 from rich.console import RenderableType
 
+from polyolo.cli import storage, trials
 from polyolo.cli.door import TENANT, AsTenant, as_tenant
 from polyolo.cli.output import fields, moment, progress, say, show, show_json, size, table
 from polyolo.errors import ConflictError, InvalidValueError, NotFoundError
 from polyolo.models import bundled, every_bundled
 from polyolo.models.catalogue import CATALOGUE, COCO
 from polyolo.models.download import adopt, fetch
-from polyolo.resources import Model
-from polyolo.types import DetectionSettings
+from polyolo.resources import Model, ModelSettings
 
 app = App(name="models", help="Push, switch and tune a tenant's models.")
 
@@ -29,11 +30,12 @@ def push(
     """Upload a model file as the next version of a model.
 
     The first model that a tenant pushes becomes its default. A later version answers once
-    `polyolo models use NAME:VERSION` says so, or where a request names it.
+    `polyolo models use NAME:VERSION` says so, or where a request names it. A push that broke off
+    goes on where it stopped when it is made again.
 
     Args:
         name: What the model is called.
-        file: The model, as an ONNX file.
+        file: The model, as an ONNX file; or a .pt file, where the operator converts them.
         classes: A file with one class name a line, or the word coco; for a model file that
             carries no names. [default: class_0, class_1, ...]
     """
@@ -84,26 +86,31 @@ def show_(name: str, /, *, door: AsTenant = TENANT) -> None:
 
 @app.command
 def use(
-    model: Annotated[str, Parameter(validator=lambda _, model: _name_and_version(model))],
+    model: trials.VersionOf,
     /,
     *,
+    force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     door: AsTenant = TENANT,
 ) -> None:
     """Have a version answer from now on; no request fails meanwhile.
 
+    It is compared with the version in use before, on the model's golden pictures; below the
+    model's tolerance it is not put in use.
+
     Args:
         model: NAME:VERSION, as in city:2.
+        force: Put it in use all the same; the audit log says so.
     """
-    name, version = _name_and_version(model)
+    name, version = trials.name_and_version(model)
     client, tenant = as_tenant(door)
-    with client as polyolo:
-        now = polyolo.use_model(name, version, tenant=tenant)
+    with client as polyolo, trials.refusal_shown(door.json):
+        now = polyolo.use_model(name, version, force=force, tenant=tenant)
     show(now, lambda: f"{now.name}:{now.current} answers now.", json=door.json)
 
 
 @app.command
 def rollback(name: str, /, *, door: AsTenant = TENANT) -> None:
-    """Return to the version that answered before the current one.
+    """Return to the last good version; does nothing when that was done already.
 
     Args:
         name: The model.
@@ -111,7 +118,8 @@ def rollback(name: str, /, *, door: AsTenant = TENANT) -> None:
     client, tenant = as_tenant(door)
     with client as polyolo:
         now = polyolo.rollback_model(name, tenant=tenant)
-    show(now, lambda: f"{now.name}:{now.current} answers again.", json=door.json)
+    left = f" {now.name}:{now.rolled_back_from} was left." if now.rolled_back_from else ""
+    show(now, lambda: f"{now.name}:{now.current} answers again.{left}", json=door.json)
 
 
 @app.command
@@ -123,9 +131,13 @@ def settings(
     iou: float | None = None,
     classes: str | None = None,
     max_detections: int | None = None,
+    input_size: int | None = None,
+    engine: str | None = None,
+    precision: str | None = None,
+    tolerance: float | None = None,
     door: AsTenant = TENANT,
 ) -> None:
-    """Show or change what counts as a detection where a request does not say.
+    """Show or change how a model is served where a request does not say.
 
     Args:
         name: The model.
@@ -133,11 +145,18 @@ def settings(
         iou: Overlap above which only the better box is kept, 0 to 1.
         classes: Only these, by id or name, with commas between; '' means all again.
         max_detections: At most this many a picture, 1 to 1000.
+        input_size: Side of the input in pixels, 32 to 4096 in steps of 32, for models that leave
+            it open; 0: the file's own.
+        engine: onnxruntime, openvino, torch, or auto, which measures; '' for the usual one.
+        precision: exact, or fast: lower too, where it finds the same boxes in golden pictures.
+        tolerance: Least agreement, 0 to 1, of a version that is put in use.
     """
     client, tenant = as_tenant(door)
     wanted = parse_classes(classes)
     with client as polyolo:
-        if all(value is None for value in (confidence, iou, classes, max_detections)):
+        detection = confidence, iou, classes, max_detections
+        opening = input_size, engine, precision, tolerance
+        if all(value is None for value in (*detection, *opening)):
             now = polyolo.get_settings(name, tenant=tenant)
         else:
             now = polyolo.change_settings(
@@ -146,22 +165,38 @@ def settings(
                 iou=iou,
                 classes=wanted,
                 max_detections=max_detections,
+                input_size=input_size,
+                engine=engine,
+                precision=precision,
+                tolerance=tolerance,
                 tenant=tenant,
             )
     show(now, lambda: fields(_settings(now)), json=door.json)
 
 
 @app.command
-def delete(name: str, /, *, door: AsTenant = TENANT) -> None:
-    """Delete a model with all its versions. There is no way back.
+def delete(model: str, /, *, door: AsTenant = TENANT) -> None:
+    """Delete a model with all its versions, or one version. There is no way back.
 
     Args:
-        name: The model.
+        model: The model, or NAME:VERSION for one version that is not in use.
     """
+    name, colon, version = model.rpartition(":")
     client, tenant = as_tenant(door)
     with client as polyolo:
-        polyolo.delete_model(name, tenant=tenant)
-    show({"deleted": name}, lambda: f"{name} is deleted.", json=door.json)
+        if colon and version.isdecimal():
+            polyolo.delete_version(name, int(version), tenant=tenant)
+        else:
+            polyolo.delete_model(model, tenant=tenant)
+    show({"deleted": model}, lambda: f"{model} is deleted.", json=door.json)
+
+
+app.command(storage.register)
+app.command(trials.rollout)
+app.command(trials.promote)
+app.command(trials.abort)
+app.command(trials.compare)
+app.command(trials.golden)
 
 
 @app.command
@@ -233,14 +268,6 @@ def _class_names(source: str) -> tuple[str, ...]:
     return names
 
 
-def _name_and_version(model: str) -> tuple[str, int]:
-    """Take NAME:VERSION apart; raise ValueError, which the command line reports as wrong usage."""
-    name, _, version = model.rpartition(":")
-    if not name or not version.isdecimal():
-        raise ValueError("write NAME:VERSION, as in city:2")
-    return name, int(version)
-
-
 def _row(model: Model) -> tuple[object, ...]:
     now = next((v for v in model.versions if v.version == model.current), None)
     return (
@@ -254,13 +281,17 @@ def _row(model: Model) -> tuple[object, ...]:
     )
 
 
-def _settings(settings: DetectionSettings) -> list[tuple[str, object]]:
-    classes = settings.classes
+def _settings(settings: ModelSettings) -> list[tuple[str, object]]:
+    classes, tolerance = settings.classes, settings.tolerance
     return [
         ("confidence", settings.confidence),
         ("iou", settings.iou),
         ("classes", "all" if classes is None else ", ".join(map(str, classes))),
         ("max detections", settings.max_detections),
+        ("input size", settings.input_size or "the file's own"),
+        ("engine", settings.engine or "the usual one"),
+        ("precision", settings.precision),
+        ("tolerance", "the platform's" if tolerance is None else tolerance),
     ]
 
 
@@ -270,12 +301,22 @@ def _view(model: Model) -> RenderableType:
         ("in use", f"{model.name}:{model.current} {model.state} {model.reason}".rstrip()),
         ("default", "yes" if model.default else "no"),
         *_settings(model.settings),
+        *trials.about_rollout(model),
     ]
-    for version in model.versions:
-        shape = "x".join(str(edge) if edge else "N" for edge in version.input)
-        about = (
-            f"{version.family} {shape}, {len(version.classes)} classes, {size(version.size)}, "
-            f"{moment(version.created_at)}, sha256 {version.digest[:12]}"
+    columns = ("version#", "family", "input", "classes#", "size#", "licence", "by", "when")
+    rows = (
+        (
+            one.version,
+            one.family,
+            "x".join(str(edge) if edge else "N" for edge in one.input),
+            len(one.classes),
+            size(one.size),
+            one.licence,
+            one.created_by,
+            moment(one.created_at),
+            one.digest[:12],
+            trials.about_version(model, one),
         )
-        pairs.append((f"{model.name}:{version.version}", about))
-    return fields(pairs)
+        for one in model.versions
+    )
+    return RichGroup(fields(pairs), table((*columns, "sha256", ""), rows))

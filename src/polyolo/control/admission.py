@@ -1,68 +1,265 @@
-"""Takes a model file in: judged, stored, recorded, in this order, or not at all."""
+"""Takes model files in: gathered, judged, stored, recorded, in this order, or refused.
+
+Whoever reconciles does this too, and alone: so a file is never judged twice at once, and nothing
+is deleted that somebody else is just storing. Every step may be done again after a kill.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from polyolo.control.artifacts import ArtifactStore, Upload
-from polyolo.control.intake import judge
-from polyolo.control.service import artifacts
+from polyolo import telemetry
+from polyolo.control.artifacts import PLATFORM, Artifacts
+from polyolo.control.conversion import Converter, converted
+from polyolo.control.intake import CheckpointError, Facts, judge
+from polyolo.control.memfile import MemoryFile, gathered
+from polyolo.control.service import artifacts, limits, uploads
 from polyolo.control.service.artifacts import Artifact
+from polyolo.control.service.lease import DeposedError
 from polyolo.control.service.ledger import Ledger
+from polyolo.control.service.storages import Storages
+from polyolo.control.workqueue import WorkQueue
+from polyolo.errors import ModelRefusedError, NotReadyError, PolyoloError, TooLargeError
+from polyolo.resources import Upload
+from polyolo.sandbox.layers import Isolation
+from polyolo.sealedfile import SealedFileError
+from polyolo.types import Plan
 
-_AT_ONCE = 2
-"""Files judged at the same time; each may take a core and some GiB."""
+AT_ONCE = 2
+"""Files judged at the same time, each a tenant's only one; each may take a core and some GiB."""
+_RETRY_S = 2.0
+"""Until the next try after a failure that is not the file's (database busy, store away)."""
+_UNSURE_S = 0.25
+"""Until the next look while it is not sure that this control plane is the one that acts."""
+_SWEEP_S = 3600.0
+_SETTLED_S = 24 * 3600.0
+"""Age of a file of the platform's that nobody names, and that may be deleted: a control plane
+that starts stores its standard model before it says so."""
 _COPY_BYTES = 1 << 20
+_EVERYBODY = ""  # stands in the queue for the sweep
 
 T = TypeVar("T")
 
 
 class Admission:
-    """The way of a file into the store, and out again. Any thread may use it."""
+    """Worker threads over a queue of tenants that have a file to be judged, or to be deleted."""
 
-    def __init__(self, ledger: Ledger, store: ArtifactStore, inspect: Sequence[str]) -> None:
-        """Keep its parts. inspect: the program that looks into a file (see intake)."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: Artifacts,
+        storages: Storages,
+        inspect: Sequence[str],
+        isolation: Isolation,
+        plans: Sequence[Plan],
+        *,
+        converter: Converter | None = None,
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Prepare; nothing happens before `start`.
+
+        inspect: the program that looks into a file, isolation: what it is put into (see intake).
+        converter: turns checkpoints into ONNX, if anything does.
+        leads: whether this control plane is the one that acts; while it is not, steps wait.
+        """
         self._ledger = ledger
         self._store = store
+        self._storages = storages
         self._inspect = inspect
-        self._slots = threading.Semaphore(_AT_ONCE)
+        self._isolation = isolation
+        self._plans = plans
+        self._converter = converter
+        self._leads = leads
+        self._storing: set[tuple[str, str]] = set()
+        """Files that are stored, or about to be, and have no row yet."""
+        self._queue = WorkQueue()
+        self._log = telemetry.logger("admission")
+        self._threads = [
+            threading.Thread(target=self._work, name=f"admission-{number}", daemon=True)
+            for number in range(AT_ONCE)
+        ]
 
-    def admit(self, upload: Upload, classes: Sequence[str], record: Callable[[Artifact], T]) -> T:
-        """Judge a fully written upload, store it, and return what `record` makes of it.
+    def start(self) -> None:
+        """Take up what is waiting, and begin to work."""
+        self._ledger.listeners.append(self._changed)
+        self._queue.put(_EVERYBODY)
+        self.look_at(uploads.waiting(self._ledger))
+        for thread in self._threads:
+            thread.start()
 
-        classes: names that the owner gave beside the file. record: commits the row that needs
-        the file; when it raises, the file is not kept. Raises ModelRefusedError. Blocks for
-        seconds.
+    def stop(self) -> None:
+        """Finish the files in hand and end the threads; what waits is taken up by the next one."""
+        if self._changed in self._ledger.listeners:
+            self._ledger.listeners.remove(self._changed)
+        self._queue.close()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def alive(self) -> bool:
+        """Say whether every thread is at work."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def look_at(self, tenants: Iterable[str], *, urgent: bool = False) -> None:
+        """Look at these tenants (see Worker)."""
+        for tenant in tenants:
+            self._queue.put(tenant)
+
+    def forget(self, tenant: str) -> None:
+        """Delete the files of a tenant whose rows are gone."""
+        self._store.delete_all(tenant)
+
+    def _changed(self, _: int, tenant: str | None) -> None:
+        if tenant is not None:
+            self._queue.put(tenant)
+
+    def _work(self) -> None:
+        while (tenant := self._queue.take()) is not None:
+            again: float | None = _RETRY_S
+            try:
+                if not self._leads():
+                    again = _UNSURE_S
+                elif tenant == _EVERYBODY:
+                    self.sweep()
+                    again = _SWEEP_S
+                else:
+                    again = self._step(tenant)
+            except DeposedError as error:  # this thread is about to be told to end
+                self._log.info("a step came too late", tenant=tenant, error=str(error))
+            except NotReadyError as error:  # the database or the store is away
+                self._log.warning("a step has to wait", tenant=tenant, error=error.detail)
+            except Exception:  # noqa: BLE001  # one tenant's trouble is no other tenant's
+                self._log.exception("a step failed", tenant=tenant)
+            finally:
+                if again is not None:
+                    self._queue.put(tenant, after=again)
+                self._queue.done(tenant)
+
+    def _step(self, tenant: str) -> float | None:
+        """Judge a tenant's next file and delete those it no longer needs.
+
+        Returns the seconds until the next step, behind those of other tenants; None for no next.
         """
-        digest = upload.finish()
-        facts = None if classes else artifacts.known(self._ledger, digest)
-        if facts is None:
-            with self._slots:
-                facts = judge(upload.path, classes, self._inspect)
-        artifact = Artifact(digest=digest, size=upload.size, facts=facts, given=bool(classes))
+        upload = uploads.due(self._ledger, tenant)
+        if upload is not None:
+            try:
+                self._check(tenant, upload)
+            except PolyoloError as error:
+                if error.retryable:  # it is not the file's fault
+                    self._log.warning("a check is put off", tenant=tenant, reason=error.detail)
+                    uploads.put_off(self._ledger, upload, tenant)
+                    return _RETRY_S
+                uploads.refuse(self._ledger, upload, tenant, error)
+            self._store.drop(tenant, upload.id)
+        for digest in artifacts.unused(self._ledger, tenant):
+            if artifacts.forget(self._ledger, tenant, digest):
+                self._store.delete(tenant, digest)
+        return None if upload is None else 0.0
+
+    def _check(self, tenant: str, upload: Upload) -> None:
+        """Bring an upload to its version. Raises the error that it is refused with."""
+        uploads.begin_check(self._ledger, upload, tenant)
+        plan = limits.of(self._ledger, tenant, self._plans)
         try:
-            with self._store.placing(upload, digest):
-                return record(artifact)
-        except BaseException:
-            self.discard([digest])
-            raise
+            with gathered(self._bytes(tenant, upload, plan)) as file:
+                if not upload.uri and file.size != upload.size:
+                    raise ModelRefusedError("some of the file's bytes were lost; push it again")
+                if upload.sha256 not in ("", file.sha256):
+                    raise ModelRefusedError(
+                        f"the sha256 of what arrived is {file.sha256}, not {upload.sha256}: the "
+                        "file was changed on its way, or while it was read; push it again"
+                    )
+                self._admit(upload, plan, tenant, file)
+        except SealedFileError:
+            raise ModelRefusedError(
+                "the file was damaged in the platform's store; push it again"
+            ) from None
 
-    def admit_file(self, path: Path, record: Callable[[Artifact], T]) -> T:
-        """Take in a copy of the operator's own file, of any size. Raises OSError too."""
-        with path.open("rb") as source, self._store.upload(limit=1 << 62) as upload:
-            while chunk := source.read(_COPY_BYTES):
-                upload.write(chunk)
-            return self.admit(upload, (), record)
+    def _bytes(self, tenant: str, upload: Upload, plan: Plan) -> Iterator[bytes]:
+        """Yield a file that has come, or that its tenant keeps itself."""
+        if not upload.uri:
+            yield from self._store.pieces(tenant, upload.id)
+            return
+        size = 0
+        try:
+            for piece in self._storages.opened(tenant, upload.uri):
+                size += len(piece)
+                if size > plan.max_model_bytes:
+                    raise TooLargeError(
+                        f"a model file may have {plan.max_model_bytes:,} bytes in the plan "
+                        f"{plan.name}"
+                    )
+                yield piece
+        except OSError as error:
+            self._log.warning("a storage cannot be read", tenant=tenant, error=str(error))
+            raise ModelRefusedError(f"there is no file {upload.uri} in your storage") from None
 
-    def discard(self, digests: Iterable[str]) -> None:
-        """Delete those of the files that nobody needs."""
-        for digest in digests:
-            self._store.discard(digest, if_so=partial(artifacts.forget, self._ledger, digest))
+    def _admit(self, upload: Upload, plan: Plan, tenant: str, file: MemoryFile) -> None:
+        try:
+            facts = judge(file, upload.classes, self._inspect, self._isolation)
+        except CheckpointError:
+            if upload.uri:  # the platform would have to keep what it becomes
+                raise
+            limit = plan.max_model_bytes
+            with converted(file, self._converter, self._isolation, limit) as onnx:
+                facts = judge(onnx, upload.classes, self._inspect, self._isolation)
+                self._record(upload, plan, tenant, onnx, facts)
+        else:
+            self._record(upload, plan, tenant, file, facts)
+
+    def _record(
+        self, upload: Upload, plan: Plan, tenant: str, file: MemoryFile, facts: Facts
+    ) -> None:
+        artifact = Artifact(
+            tenant=tenant, digest=file.sha256, size=file.size, facts=facts, uri=upload.uri
+        )
+        self._storing.add((tenant, file.sha256))
+        try:
+            if not upload.uri:
+                self._store.keep(tenant, file.sha256, file.pieces())
+            uploads.accept(self._ledger, upload, artifact, plan)
+        finally:
+            self._storing.discard((tenant, file.sha256))
 
     def sweep(self) -> None:
-        """Delete what a platform that was killed left behind, in the store and in the table."""
-        self.discard(self._store.digests() | artifacts.every(self._ledger))
+        """Delete what has expired, and what a platform that was killed left behind."""
+        uploads.expire(self._ledger)
+        stored = list(self._store.everything())
+        # In this order: what was being stored is so still, or has its row by now.
+        named = self._storing | artifacts.every(self._ledger)
+        named |= {(tenant, one) for one, tenant in uploads.open_ones(self._ledger).items()}
+        now = self._ledger.clock()
+        for name, tenant, what, modified in stored:
+            fresh = tenant == PLATFORM and modified > now - _SETTLED_S
+            if (tenant, what) not in named and not fresh and self._leads():
+                self._log.info("deleting what nobody needs", name=name)
+                self._store.discard(name)
+
+
+def admit_standard(
+    ledger: Ledger,
+    store: Artifacts,
+    inspect: Sequence[str],
+    isolation: Isolation,
+    path: Path,
+    record: Callable[[Artifact], T],
+) -> T:
+    """Take in a copy of the operator's own file, of any size, and return what `record` makes of it.
+
+    Raises ModelRefusedError, and OSError when it cannot be read.
+    """
+
+    def judged(file: MemoryFile) -> Artifact:
+        facts = artifacts.known(ledger, file.sha256)
+        if facts is None:
+            facts = judge(file, (), inspect, isolation)
+        return Artifact(tenant=PLATFORM, digest=file.sha256, size=file.size, facts=facts)
+
+    with path.open("rb") as source, gathered(iter(lambda: source.read(_COPY_BYTES), b"")) as file:
+        artifact = judged(file)
+        if not store.has(PLATFORM, file.sha256):
+            store.keep(PLATFORM, file.sha256, file.pieces())
+    return record(artifact)

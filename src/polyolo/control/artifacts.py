@@ -1,171 +1,193 @@
-"""The store of model files, each under the sha256 of its bytes: never half a file, never twice.
+"""The model files of tenants in the object store, each sealed by its tenant's own key.
 
-Control planes that share a database share its directory; locks in the file system keep one from
-deleting what another is just putting there.
+`<tenant>/<sha256 of the plain bytes>` is a model file, `<tenant>/uploads/<upload>/<offset>` a
+piece of one that is still coming in. Nothing is shared between tenants, so deleting one's file
+never touches another's; without a tenant's key, which its data key gives, they are noise. The
+platform's own model lies open at `platform/<sha256>`: every tenant's runtime reads it.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
-import os
-import struct
-import tempfile
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from polyolo.errors import InsufficientStorageError, TooLargeError
+from polyolo import sealedfile, telemetry
+from polyolo.control.objects import ObjectStore
+from polyolo.errors import PolyoloError
 
-_PART = ".part"
-_LOCK = ".lock"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+PLATFORM = ""
+"""Stands for the platform in the place of a tenant's id."""
+SCHEME = "object:"
+"""What a VersionSpec's uri begins with where its file is to be fetched from the store."""
 
-
-class Upload:
-    """A file on its way into the store. Not for two threads at once."""
-
-    def __init__(self, directory: Path, limit: int) -> None:
-        """Open a hidden file in `directory` for at most `limit` bytes."""
-        with _full_disk_told():
-            descriptor, name = tempfile.mkstemp(_PART, ".", directory)
-        self.path = Path(name)
-        self.size = 0
-        self._file = os.fdopen(descriptor, "wb", buffering=0)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # in use, says who else starts
-        self._sha256 = hashlib.sha256()
-        self._limit = limit
-
-    def write(self, chunk: bytes) -> None:
-        """Append bytes. Raises TooLargeError, or InsufficientStorageError when the disk is full."""
-        self.size += len(chunk)
-        if self.size > self._limit:
-            raise TooLargeError(f"the file is larger than the {self._limit:,} bytes of the plan")
-        self._sha256.update(chunk)
-        with _full_disk_told():
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[self._file.write(rest) :]
-
-    def finish(self) -> str:
-        """Have the bytes reach the disk, and return their sha256."""
-        with _full_disk_told():
-            os.fsync(self._file.fileno())
-        self._file.close()
-        return self._sha256.hexdigest()
-
-    def abandon(self) -> None:
-        """Delete what is there of the file, unless it was placed in the store."""
-        self._file.close()
-        with suppress(OSError):
-            self.path.unlink()
+_FOLDER = "platform"  # no tenant's id: those begin with t_
+_OFFSET = 12  # digits: a terabyte
 
 
-class ArtifactStore:
-    """A directory of immutable files, named by digest. Any thread may use it."""
+class Artifacts:
+    """Model files by tenant and sha256. Any thread may use it.
 
-    def __init__(self, directory: Path) -> None:
-        """Use `directory`, made when missing; uploads that a killed platform left go."""
-        self._directory = directory
-        self._lock = threading.Lock()
-        self._kept: Counter[str] = Counter()
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for entry in directory.glob(f".*{_PART}"):
-            _delete_left(entry)
-
-    def path(self, digest: str) -> Path:
-        """Return where the file with this digest is."""
-        return self._directory / digest
-
-    def digests(self) -> set[str]:
-        """Return what is in the store."""
-        return {entry.name for entry in self._directory.iterdir() if not entry.name.startswith(".")}
-
-    @contextmanager
-    def upload(self, limit: int) -> Iterator[Upload]:
-        """Yield a new file of at most `limit` bytes; gone afterwards, unless placed."""
-        upload = Upload(self._directory, limit)
-        try:
-            yield upload
-        finally:
-            upload.abandon()
-
-    @contextmanager
-    def placing(self, upload: Upload, digest: str) -> Iterator[None]:
-        """Put a finished upload in the store, and keep it there while the block runs.
-
-        Within the block the caller records that the file is needed; otherwise it may go.
-        """
-        with self._lock:
-            self._kept[digest] += 1
-        try:
-            with _claimed(self._directory / _LOCK, digest, fcntl.F_RDLCK):
-                upload.path.chmod(
-                    0o400
-                )  # runtimes get links to this very file: nobody writes to it
-                upload.path.replace(self.path(digest))
-                self._sync_directory()
-                yield
-        finally:
-            with self._lock:
-                self._kept -= Counter([digest])  # drops the entry at zero
-
-    def discard(self, digest: str, *, if_so: Callable[[], bool]) -> None:
-        """Delete a file unless it is being placed right now, or `if_so` says no."""
-        with self._lock:
-            if self._kept[digest]:
-                return
-            with (
-                suppress(BlockingIOError),  # another control plane is placing it
-                _claimed(self._directory / _LOCK, digest, fcntl.F_WRLCK),
-            ):
-                if if_so():
-                    self.path(digest).unlink(missing_ok=True)
-
-    def _sync_directory(self) -> None:
-        descriptor = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # else a power cut may take the name and leave the row
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def _claimed(lock: Path, digest: str, how: int) -> Iterator[None]:
-    """Hold a digest's byte of the lock file; raise BlockingIOError when a writer must wait.
-
-    Of the open file (F_OFD_SETLK), so that threads of one process exclude each other too.
+    What reads raises FileNotFoundError for what is not there, SealedFileError for what was changed
+    or whose key is gone; what writes, InsufficientStorageError; all of them NotReadyError when the
+    store is out of reach.
     """
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        command = fcntl.F_OFD_SETLK if how == fcntl.F_WRLCK else fcntl.F_OFD_SETLKW
-        place = int(digest[:15], 16)  # off_t has 63 bits
-        # struct flock: type, whence, start, length, pid, which has to be 0
-        fcntl.fcntl(descriptor, command, struct.pack("hhqqi4x", how, os.SEEK_SET, place, 1, 0))
-        yield
-    finally:
-        os.close(descriptor)
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        key_of: Callable[[str], bytes],
+        elsewhere: Callable[[str, str], Iterator[bytes]] | None = None,
+    ) -> None:
+        """Use a store. key_of: a tenant's key for files (see sealedfile.artifact_key).
+
+        elsewhere: reads a file, by tenant and sha256, that its tenant keeps itself; it raises
+        FileNotFoundError for others.
+        """
+        self._objects = objects
+        self._key_of = key_of
+        self._elsewhere = elsewhere
+        self._log = telemetry.logger("artifacts")
+
+    def keep(self, tenant: str, digest: str, pieces: Iterable[bytes]) -> None:
+        """Store a model file. pieces: its plain bytes, of that sha256."""
+        if tenant != PLATFORM:
+            pieces = sealedfile.seal(self._key_of(tenant), digest, pieces)
+        self._objects.put(_name(tenant, digest), pieces)
+
+    def read(self, tenant: str, digest: str) -> Iterator[bytes]:
+        """Yield a model file's plain bytes, in pieces.
+
+        Of one that its tenant keeps itself, whatever is there now.
+        """
+        pieces = self._objects.get(_name(tenant, digest))
+        if tenant == PLATFORM:
+            yield from pieces
+            return
+        key = self._key_of(tenant)
+        try:
+            yield from sealedfile.unseal(key, digest, pieces)
+        except FileNotFoundError:
+            if self._elsewhere is None:
+                raise
+            yield from self._elsewhere(tenant, digest)
+
+    def has(self, tenant: str, digest: str) -> bool:
+        """Say whether a model file is stored."""
+        name = _name(tenant, digest)
+        return any(entry.name == name for entry in self._objects.entries(_folder(tenant)))
+
+    def delete(self, tenant: str, digest: str) -> None:
+        """Delete a model file, if it is there."""
+        self._objects.delete(_name(tenant, digest))
+
+    def delete_all(self, tenant: str) -> None:
+        """Delete everything of a tenant's."""
+        for entry in list(self._objects.entries(_folder(tenant))):
+            self._objects.delete(entry.name)
+
+    def uri(self, tenant: str, digest: str) -> str:
+        """Return what a runtime's spec says of where a file is; see `put`."""
+        return f"{SCHEME}{_name(tenant, digest)}"
+
+    def put(self, uri: str, target: Path) -> None:
+        """Put the file that a spec names in a runtime's directory, sealed as it is.
+
+        One that its tenant keeps itself is sealed on the way. What cannot be had there is left
+        out, so that the other versions of the tenant go on: the runtime says that it is missing.
+        """
+        name = uri.removeprefix(SCHEME)
+        try:
+            self._objects.place(name, target)
+        except FileNotFoundError:
+            tenant, _, digest = name.partition("/")
+            if self._elsewhere is None or tenant == _FOLDER:
+                raise
+            self._fetch(tenant, digest, target)
+
+    def _fetch(self, tenant: str, digest: str, target: Path) -> None:
+        assert self._elsewhere is not None
+        fresh, sha256 = target.with_suffix(".part"), hashlib.sha256()
+
+        def seen(pieces: Iterator[bytes]) -> Iterator[bytes]:
+            for piece in pieces:
+                sha256.update(piece)
+                yield piece
+
+        try:
+            with fresh.open("wb") as file:
+                pieces = seen(self._elsewhere(tenant, digest))
+                for piece in sealedfile.seal(self._key_of(tenant), digest, pieces):
+                    file.write(piece)
+            if sha256.hexdigest() == digest:
+                fresh.rename(target)
+            else:  # an empty file is refused like any other that is not the one; see rundir
+                target.write_bytes(b"")
+                self._log.warning("a tenant's own file was changed", tenant=tenant, digest=digest)
+        except (OSError, PolyoloError) as error:
+            self._log.warning("a tenant's own file cannot be read", tenant=tenant, error=str(error))
+        finally:
+            fresh.unlink(missing_ok=True)
+
+    def add(self, tenant: str, upload: str, offset: int, data: bytes) -> bool:
+        """Store a piece of an upload; False when another one at this offset was faster."""
+        name = _piece(tenant, upload, offset)
+        sealed = sealedfile.seal(self._key_of(tenant), name, [data])
+        return self._objects.put(name, sealed, replace=False)
+
+    def received(self, tenant: str, upload: str) -> int:
+        """Return how many bytes of an upload are there, from its beginning without a gap."""
+        return sum(size for _, size in self._pieces(tenant, upload))
+
+    def pieces(self, tenant: str, upload: str) -> Iterator[bytes]:
+        """Yield the bytes of an upload."""
+        key = self._key_of(tenant)
+        for name, _ in self._pieces(tenant, upload):
+            yield from sealedfile.unseal(key, name, self._objects.get(name))
+
+    def drop(self, tenant: str, upload: str, offset: int | None = None) -> None:
+        """Delete what there is of an upload; offset: only the piece that begins there."""
+        if offset is not None:
+            self._objects.delete(_piece(tenant, upload, offset))
+            return
+        for entry in list(self._objects.entries(f"{_folder(tenant)}/uploads/{upload}")):
+            self._objects.delete(entry.name)
+
+    def _pieces(self, tenant: str, upload: str) -> list[tuple[str, int]]:
+        found = sorted(
+            (entry.name, sealedfile.plain_size(entry.size))
+            for entry in self._objects.entries(f"{_folder(tenant)}/uploads/{upload}")
+        )
+        joined, end = [], 0
+        for name, size in found:
+            if name != _piece(tenant, upload, end):
+                break  # behind a gap: nobody was told that it had arrived
+            joined.append((name, size))
+            end += size
+        return joined
+
+    def everything(self) -> Iterator[tuple[str, str, str, float]]:
+        """Yield (name, tenant, digest or id of the upload, unix seconds) of all that is stored."""
+        for entry in self._objects.entries():
+            folder, *rest = entry.name.split("/")
+            if not rest:
+                continue  # of an older release, see `adoption`
+            tenant = PLATFORM if folder == _FOLDER else folder
+            what = rest[1] if rest[0] == "uploads" and len(rest) > 1 else rest[0]
+            yield entry.name, tenant, what, entry.modified
+
+    def discard(self, name: str) -> None:
+        """Delete what `everything` named."""
+        self._objects.delete(name)
 
 
-def _delete_left(part: Path) -> None:
-    try:
-        with part.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            part.unlink()
-    except (BlockingIOError, FileNotFoundError):
-        return  # another control plane is receiving it, or was faster
+def _folder(tenant: str) -> str:
+    return tenant or _FOLDER
 
 
-@contextmanager
-def _full_disk_told() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise InsufficientStorageError(
-                "the platform's disk is full and nothing was kept; ask its operator for space"
-            ) from None
-        raise
+def _name(tenant: str, digest: str) -> str:
+    return f"{_folder(tenant)}/{digest}"
+
+
+def _piece(tenant: str, upload: str, offset: int) -> str:
+    return f"{_folder(tenant)}/uploads/{upload}/{offset:0{_OFFSET}}"

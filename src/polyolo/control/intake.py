@@ -1,42 +1,50 @@
-"""Judges a model file before anything else opens it: in a child that may die in any way.
-
-The child has limits on memory, processor time, time and files, no secret in its environment and
-an empty directory to be in. `confined` is the place where a sandbox is put around it.
-"""
+"""Judges a model file before anything else opens it: in a sandbox, by a process that may die in
+any way. The file is handed in as a descriptor; no name on any disk leads to it."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from polyolo import telemetry
+from polyolo.control.memfile import MemoryFile
 from polyolo.errors import ModelRefusedError
+from polyolo.sandbox.confinement import Confinement
+from polyolo.sandbox.job import Ending, Outcome, run_job
+from polyolo.sandbox.layers import Isolation
 
-MEMORY_BYTES = 4 << 30
-"""Address space of the child: twice the largest file that a plan allows, twice over, and the
-1.5 GiB that an inference engine's libraries and thread stacks reserve."""
-CPU_S = 60
-"""Seconds of processor time; YOLOv8x loads in 2."""
 TIME_S = 60.0
-"""Seconds on the clock before the child is killed."""
-_OUTPUT_BYTES = 1 << 20
-"""Bytes that the child may write to any file, its answer included; 80 class names are 1 kB."""
+"""Seconds on the clock before the look is broken off."""
+CONFINEMENT = Confinement(
+    # Twice the largest file that a plan allows, twice over, and the 1.5 GiB that an inference
+    # engine's libraries and thread stacks reserve.
+    memory_bytes=4 << 30,
+    address_bytes=4 << 30,
+    cpu_s=60,  # of processor time; YOLOv8x loads in 2
+    cpus=1.0,
+    processes=64,  # threads; an engine starts one for each core that it sees
+    file_bytes=1 << 20,
+    scratch_bytes=1 << 20,
+    open_files=256,
+)
+"""What a look into a file may use."""
+_ANSWER_BYTES = 1 << 20
+"""Bytes that it may say; 80 class names are 1 kB."""
 
-# Runs first in the child: limits that its successor, in the same process, can only lower.
-_LIMITER = """
-import json, os, resource, sys
-for name, value in json.loads(sys.argv[1]).items():
-    resource.setrlimit(getattr(resource, name), (value, value))
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
+_ENDED = {
+    Ending.SIGNALLED: "it makes the engine that opens it crash",
+    Ending.TIME: "it took longer than {time_s:.0f} s",
+    Ending.CPU: "it took more processor time than it may",
+    Ending.MEMORY: "it took more memory than it may",
+    Ending.OUTPUT: "it said more than it may",
+}
+
+
+class CheckpointError(ModelRefusedError):
+    """The file is a PyTorch checkpoint, which can be served only as what it is converted to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,72 +55,59 @@ class Facts:
     classes: tuple[str, ...] = ()
     """Class names by id; empty when the file does not tell."""
     input: tuple[int, ...] = ()
+    licence: str = ""
+    producer: str = ""
+    opset: int = 0
 
 
 def judge(
-    file: Path, classes: Sequence[str], command: Sequence[str], *, time_s: float = TIME_S
+    file: MemoryFile,
+    classes: Sequence[str],
+    command: Sequence[str],
+    isolation: Isolation,
+    *,
+    time_s: float = TIME_S,
 ) -> Facts:
     """Return what is in `file`, or raise ModelRefusedError with the reason, for its owner to read.
 
     classes: names by id that its owner gave beside it. command: the program that looks into the
-    file; the file's path and `--classes=NAME` for each are added, and it prints one JSON object,
-    `{"family": …, "classes": […], "input": […]}` or `{"refused": "…"}`. Blocks up to `time_s`.
+    file; a path where it finds the file and `--classes=NAME` for each name are added, and it
+    prints one JSON object, Facts or `{"refused": "…", "checkpoint": true}`. Blocks up to
+    `time_s`. Raises OSError when the sandbox cannot be started.
     """
     named = [f"--classes={name}" for name in classes]  # joined, so that no name is an option
-    with (
-        tempfile.TemporaryDirectory(prefix="polyolo-intake-") as empty,
-        tempfile.TemporaryFile() as answer,
-    ):
-        try:
-            code = subprocess.run(  # noqa: S603  # the operator's own command
-                confined([*command, str(file), *named]),
-                stdin=subprocess.DEVNULL,
-                stdout=answer,  # a file, so that the limit on files bounds it
-                stderr=subprocess.DEVNULL,
-                cwd=empty,
-                env={
-                    "PATH": os.environ.get("PATH", os.defpath),
-                    "LANG": "C.UTF-8",
-                    "TMPDIR": empty,
-                    "POLYOLO_PARENT": str(os.getpid()),
-                },
-                start_new_session=True,
-                timeout=time_s,
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            raise ModelRefusedError(
-                f"the file took longer than {time_s:.0f} s to look into; "
-                "is it a plain ONNX export of a YOLO model?"
-            ) from None
-        answer.seek(0)
-        text = answer.read(_OUTPUT_BYTES)
-    return _read(code, text)
+    outcome = run_job(
+        [*command, f"/proc/self/fd/{file.descriptor}", *named],
+        replace(CONFINEMENT, readable=_scripts(command)),
+        isolation,
+        time_s=time_s,
+        passed_fds=(file.descriptor,),
+        output_bytes=_ANSWER_BYTES,
+    )
+    return _read(outcome, time_s)
 
 
-def confined(argv: Sequence[str]) -> list[str]:
-    """Return the command line that runs `argv` within limits; the seam for a sandbox."""
-    limits = {
-        "RLIMIT_AS": MEMORY_BYTES,
-        "RLIMIT_CPU": CPU_S,
-        "RLIMIT_FSIZE": _OUTPUT_BYTES,
-        "RLIMIT_NOFILE": 256,
-        "RLIMIT_CORE": 0,
-    }
-    return [sys.executable, "-I", "-S", "-c", _LIMITER, json.dumps(limits), *argv]
+def _scripts(command: Sequence[str]) -> tuple[Path, ...]:
+    """Return the files of the operator's that a command names besides its program."""
+    return tuple(path for path in map(Path, command[1:]) if path.is_absolute() and path.is_file())
 
 
-def _read(code: int, text: bytes) -> Facts:
+def _read(outcome: Outcome, time_s: float) -> Facts:
     try:
-        said = msgspec.json.decode(text, type=dict[str, object])
+        said = msgspec.json.decode(outcome.output, type=dict[str, object])
         if isinstance(reason := said.get("refused"), str):
+            if said.get("checkpoint") is True:
+                raise CheckpointError(reason[:1000])
             raise ModelRefusedError(reason[:1000])
-        if code == 0:
+        if outcome.ending is Ending.EXITED and outcome.code == 0:
             return msgspec.convert(said, Facts)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
         pass
-    telemetry.logger("intake").warning("the inspection gave no answer", exit_code=code)
+    telemetry.logger("intake").warning(
+        "a look into a file gave no answer", ending=outcome.ending.value, code=outcome.code
+    )
+    how = _ENDED.get(outcome.ending, "the program that reads it ended early")
     raise ModelRefusedError(
-        "the file could not be looked into: it made the program that reads it end early; "
+        f"the file could not be looked into: {how.format(time_s=time_s)}; "
         "export the model again as plain ONNX"
     )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
 
 from polyolo.lifeline import die_with_parent, keep_memory_private
+from polyolo.sealedfile import KEY_VARIABLE
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m polyolo.serving", description=__doc__)
     parser.add_argument("--spec", type=Path, help="file with the runtime spec (JSON)")
+    parser.add_argument("--ahead", action="store_true", help="start ahead of the spec")
     parser.add_argument("--socket", type=Path, help="Unix socket to listen on")
+    parser.add_argument("--settings", type=Path, help="file with settings of models (JSON)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8800, help="TCP port to listen on")
     parser.add_argument(
@@ -23,10 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
         default=10.0,
         help="seconds on one batch until a model counts as hung",
     )
-    commands = parser.add_subparsers(dest="command", metavar="inspect FILE")
+    commands = parser.add_subparsers(dest="command", metavar="inspect FILE | compare FILE")
     inspect = commands.add_parser("inspect", help="print what a model file holds, as JSON")
     inspect.add_argument("file", type=Path)
     inspect.add_argument("--classes", action="append", default=[], help="a class name, in order")
+    compare = commands.add_parser(
+        "compare", help="compare two versions, as polyolo.comparejob says"
+    )
+    compare.add_argument("file", type=Path)
     asked = parser.parse_args(arguments)
     if asked.command is None and asked.spec is None:
         parser.error("--spec FILE is missing")
@@ -40,19 +48,29 @@ def main(arguments: list[str] | None = None) -> int:
 
         return inspect_file(asked.file, asked.classes)
 
+    if asked.command == "compare":
+        from polyolo.serving.compare import compare_file
+
+        return compare_file(asked.file)
+
     import uvloop
 
     from polyolo.serving.app import run
     from polyolo.serving.settings import Settings
 
     settings = Settings(
-        spec=asked.spec,
-        socket=asked.socket,
+        spec=asked.spec.absolute(),
+        ahead=asked.ahead,
+        socket=asked.socket and asked.socket.absolute(),
+        settings=asked.settings and asked.settings.absolute(),
+        key=os.environ.pop(KEY_VARIABLE, ""),  # not for the environment of any child
         host=asked.host,
         port=asked.port,
         stuck_after_s=asked.stuck_after,
     )
     try:
+        # Where the spec's paths begin; and a directory that gets another name takes us along.
+        os.chdir(settings.spec.parent)
         uvloop.run(run(settings))
     except (OSError, ValueError) as error:
         print(f"polyolo.serving: {error}", file=sys.stderr)  # noqa: T201

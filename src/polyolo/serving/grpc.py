@@ -131,10 +131,7 @@ async def _infer(
             held.callback(share.release)
             share.grow(request.ByteSize())
             question = _read(request)
-            lease = await runtime.lease(question.asked)
-            held.callback(lease.release)
-            reached.model = lease.model.ref.name
-            outputs, found = await inference.infer(runtime, lease, question, request_id)
+            outputs, found = await inference.infer(runtime, question, request_id, reached)
     headers = {"x-request-id": request_id, **metering(found)}
     context.set_trailing_metadata(tuple(headers.items()))
     return pb.ModelInferResponse(

@@ -23,7 +23,7 @@ from polyolo.errors import (
 )
 from polyolo.serving.params import SETTINGS, Asked, read_settings, read_version
 from polyolo.serving.repository import Lease
-from polyolo.serving.runtime import Found, Request, Runtime
+from polyolo.serving.runtime import Found, Reached, Request, Runtime
 from polyolo.serving.wire import ARRAYS
 
 MOST_PICTURES = 64
@@ -196,15 +196,26 @@ def why_not(runtime: Runtime, name: str, version: str = "") -> str:
 
 
 async def infer(
-    runtime: Runtime, lease: Lease, question: Question, request_id: str
+    runtime: Runtime, question: Question, request_id: str, reached: Reached
 ) -> tuple[list[Output], list[Found]]:
     """Find the objects in all pictures of a request, which are queued at once.
 
-    Raises what Runtime.look raises, for the first picture that fails, naming it; the others are
-    withdrawn.
+    Raises what Runtime.served and look raise, for the first picture that fails, naming it; the
+    others are withdrawn.
     """
     request = Request(asked=question.asked, request_id=request_id, media_type=ARRAYS)
+    found = await runtime.served(
+        question.asked,
+        request_id,
+        reached,
+        lambda lease: _look(runtime, lease, question.pictures, request),
+    )
+    return _outputs(found, question.outputs), found
 
+
+async def _look(
+    runtime: Runtime, lease: Lease, pictures: Sequence[bytes], request: Request
+) -> list[Found]:
     async def look(index: int, picture: bytes) -> Found:
         try:
             return await runtime.look(lease, picture, request)
@@ -214,14 +225,12 @@ async def infer(
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(look(index, picture))
-                for index, picture in enumerate(question.pictures)
+                group.create_task(look(index, picture)) for index, picture in enumerate(pictures)
             ]
     except ExceptionGroup as failed:
         error = failed.exceptions[0]
         raise (error.with_traceback(None) if isinstance(error, PolyoloError) else error) from None
-    found = [task.result() for task in tasks]
-    return _outputs(found, question.outputs), found
+    return [task.result() for task in tasks]
 
 
 def _outputs(found: Sequence[Found], names: Iterable[str]) -> list[Output]:

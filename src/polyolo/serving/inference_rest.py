@@ -134,11 +134,8 @@ async def _infer(runtime: Runtime, request: HttpRequest, reached: Reached) -> Re
             what = _read(body, headers.get(_HEADER_LENGTH), **request.path_params)
             del body  # the pictures are copies
             async with while_connected(request):
-                lease = await runtime.lease(what.question.asked)
-                held.callback(lease.release)
-                reached.model = lease.model.ref.name
                 request_id = request.scope["state"]["request_id"]
-                outputs, found = await inference.infer(runtime, lease, what.question, request_id)
+                outputs, found = await inference.infer(runtime, what.question, request_id, reached)
     return _answer(what, found[0].ref, outputs, metering(found))
 
 

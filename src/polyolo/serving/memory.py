@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from polyolo.errors import NotReadyError
@@ -30,31 +32,70 @@ def available(proc: Path = _PROC, memberships: Path = MEMBERSHIPS, root: Path = 
     return min((max(0, room) for room in rooms if room is not None), default=None)
 
 
-def resident(pid: int, proc: Path = _PROC) -> int:
-    """Return the bytes that a process keeps in memory; 0 for one that is gone."""
+def own(pid: int, proc: Path = _PROC) -> int:
+    """Return the bytes that a process keeps for itself, shared libraries and files left out.
+
+    0 for a process that is gone.
+    """
     try:
-        pages = int((proc / str(pid) / "statm").read_text().split()[1])
+        lines = (proc / str(pid) / "status").read_text().splitlines()
     except OSError:
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    kinds = ("RssAnon:", "RssShmem:")
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(kinds))
 
 
-def refuse_unless_room(file: Path, beside: int, left: int | None) -> None:
-    """Raise NotReadyError when opening a model beside another would not fit into memory.
+def stopped(memberships: Path = MEMBERSHIPS, root: Path = ROOT) -> int:
+    """Return how many processes the kernel has ended at this cgroup's limit on memory (v1, v2).
 
-    file: the new model's. beside: bytes that the one to be replaced takes. left: bytes
-    available, None where unknown. A file that is not there takes nothing: opening it says so.
+    memberships, root: see cgroups.bounding.
+    """
+    for group in bounding("memory", memberships, root):
+        for name in ("memory.events", "memory.oom_control"):
+            with suppress(OSError):
+                pairs = [line.split() for line in (group / name).read_text().splitlines()]
+                return next((int(pair[1]) for pair in pairs if pair[0] == "oom_kill"), 0)
+    return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What opening a model takes, and what is left for it; bytes."""
+
+    needed: int = 0
+    left: int | None = None
+    """None where unknown."""
+
+    @property
+    def short(self) -> bool:
+        """Whether it does not fit."""
+        return self.left is not None and self.needed > self.left
+
+    def refusal(self) -> NotReadyError:
+        """Return the error for a model that does not fit beside those that are loaded."""
+        needed, left = self.needed / _MIB, max(0, self.left or 0) / _MIB
+        return NotReadyError(
+            f"opening it beside the models in service takes about {needed:.0f} MiB and {left:.0f} "
+            "MiB are left: give the runtime more memory, or delete other models"
+        )
+
+
+def room(file: Path, known: int, limit: int, pids: Iterable[int], proc: Path = _PROC) -> Room:
+    """Return what opening a model's file takes, and what is left here.
+
+    known: bytes that it was seen to take, or that the version takes whose place it will have; 0
+    where neither is known. limit: bytes for all processes of the runtime, 0 for no limit. pids:
+    its processes. A file that is not there takes nothing: opening it says so.
     """
     try:
         size = file.stat().st_size
     except OSError:
-        return
-    needed = max(_PROCESS_BYTES + _COPIES * size, beside)
-    if left is not None and needed > left:
-        raise NotReadyError(
-            f"opening it beside the version in service takes about {needed / _MIB:.0f} MiB and "
-            f"{left / _MIB:.0f} MiB are left: give the runtime more memory, or unload other models"
-        )
+        return Room()
+    left = available(proc)
+    if limit:
+        rest = limit - sum(own(pid, proc) for pid in pids)
+        left = rest if left is None else min(left, rest)
+    return Room(needed=max(_PROCESS_BYTES + _COPIES * size, known), left=left)
 
 
 def _machine(proc: Path) -> int | None:

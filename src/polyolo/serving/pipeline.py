@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from polyolo.errors import ModelFailedError, PolyoloError
+from polyolo.rollouts import ClassCounts
 from polyolo.serving import image
 from polyolo.serving.detector import Criteria, Detector, Results, resolve
 from polyolo.serving.params import JSON
-from polyolo.serving.wire import ARRAYS, Answer, Job
+from polyolo.serving.quality import Seen, differences
+from polyolo.serving.wire import ARRAYS, Against, Answer, Job
 from polyolo.types import DetectAnswer, Detection, Detections, ImageSize, ModelRef, Timing
 
 Outcome = tuple[Answer, bytes]
@@ -44,6 +47,10 @@ class Pipeline:
         decoded: list[_Decoded] = []
         for index, (job, data) in enumerate(zip(jobs, pictures, strict=True)):
             before = time.monotonic()
+            reference = memoryview(b"")
+            if job.against is not None:
+                behind = len(data) - job.against.size
+                data, reference = data[:behind], data[behind:]
             try:
                 criteria = resolve(job.settings, self._detector.names)
                 pixels = image.decode(data, job.header)
@@ -52,7 +59,9 @@ class Pipeline:
             else:
                 decode_ms = (time.monotonic() - before) * 1e3
                 queue_ms = _ms(started - job.queued)
-                decoded.append(_Decoded(index, job, pixels, criteria, queue_ms, decode_ms))
+                decoded.append(
+                    _Decoded(index, job, pixels, criteria, queue_ms, decode_ms, reference)
+                )
         if decoded:
             for one, outcome in zip(decoded, self._look(decoded), strict=True):
                 outcomes[one.index] = outcome
@@ -81,7 +90,10 @@ class Pipeline:
             postprocess=round(results.postprocess_ms, 2),
             total=_ms(time.monotonic() - one.job.received),
         )
-        body = self._encoded(one.job, one.pixels, found, timing)
+        if one.job.against is not None:
+            body = _encode(self._compared(one.reference, one.job.against, found, one.criteria))
+        else:
+            body = self._encoded(one.job, one.pixels, found, timing)
         return Answer(size=len(body), timing=timing, count=len(found)), body
 
     def _encoded(
@@ -95,6 +107,14 @@ class Pipeline:
         from polyolo.serving.annotate import annotate, encode  # few ask for pictures
 
         return encode(annotate(pixels, found, self._detector.names), job.media_type)
+
+    def _compared(
+        self, reference: memoryview, against: Against, found: Detections, criteria: Criteria
+    ) -> list[ClassCounts]:
+        names = against.classes, self._detector.names
+        return differences(
+            _read(reference, against.media_type), seen(found), names, criteria.confidence
+        )
 
     def _document(self, job: Job, found: Detections, timing: Timing) -> DetectAnswer:
         names = self._detector.names
@@ -126,6 +146,34 @@ class _Decoded:
     criteria: Criteria
     queue_ms: float
     decode_ms: float
+    reference: memoryview
+
+
+def seen(found: Detections) -> Seen:
+    """Return the boxes of one picture as they are compared."""
+    return Seen(
+        xyxy=found.xyxy.tolist(),
+        confidence=found.confidence.tolist(),
+        class_id=found.class_id.tolist(),
+    )
+
+
+def _read(answer: memoryview, media_type: str) -> Seen:
+    """Read the boxes back out of an encoded answer."""
+    if media_type == JSON:
+        boxes = msgspec.json.decode(answer, type=DetectAnswer).detections
+        return Seen(
+            xyxy=[box.bbox for box in boxes],
+            confidence=[box.confidence for box in boxes],
+            class_id=[box.class_id for box in boxes],
+        )
+    count = len(answer) // 24  # bytes of a detection: four coordinates, confidence, class
+    xyxy: Any = np.frombuffer(answer[: 16 * count], "<f4").reshape(-1, 4).tolist()
+    return Seen(
+        xyxy=xyxy,
+        confidence=np.frombuffer(answer[16 * count : 20 * count], "<f4").tolist(),
+        class_id=np.frombuffer(answer[20 * count :], "<i4").tolist(),
+    )
 
 
 def _failed(error: Exception) -> Outcome:

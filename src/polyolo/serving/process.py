@@ -18,6 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from polyolo.errors import ModelFailedError, ModelRefusedError
+from polyolo.serving import memory
 from polyolo.serving.wire import LENGTHS, Answer, Job, Opened, Opening, frame, lengths, split
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class ModelProcess:
         self._streams = streams
         self.opened = Opened()
         self.pid = child.pid
+        self._stopped_before = memory.stopped()
         self._watching = asyncio.create_task(self._watch())
 
     async def answer(self, stream: int, jobs: Sequence[Job], pictures: Sequence[bytes]) -> Reply:
@@ -77,6 +79,10 @@ class ModelProcess:
         if self.opened.refused:
             raise ModelRefusedError(self.opened.refused)
 
+    def fits(self, opening: Opening) -> bool:
+        """Say whether it runs, and with as many streams as a model is to have."""
+        return not self._watching.done() and len(self._streams) == opening.streams
+
     async def ended(self) -> str:
         """Wait for the process to end; return how it did, for a person to read."""
         return await asyncio.shield(self._watching)
@@ -103,6 +109,8 @@ class ModelProcess:
         status = await self._child.wait()
         for stream in self._streams:
             stream.close()
+        if status == -signal.SIGKILL and memory.stopped() > self._stopped_before:
+            return "it was ended at the runtime's limit on memory"
         return _how(status)
 
 
@@ -133,15 +141,27 @@ _BROKEN = (EOFError, OSError, ValueError, msgspec.MsgspecError)
 """What a stream raises whose other end is gone or out of step."""
 
 
-async def start(opening: Opening, *, within_s: float = 120.0) -> ModelProcess:
+async def start(
+    opening: Opening,
+    *,
+    background: bool = False,
+    within_s: float = 120.0,
+    ahead: ModelProcess | None = None,
+) -> ModelProcess:
     """Start a process and have it open a model; return it ready to answer.
 
-    within_s: seconds that it may take; the largest YOLO takes under 5. Raises ModelRefusedError
-    with the reason for a model that cannot be served, even if that shows by a crash or by
-    taking too long, and OSError when there is no room for another process. Cancelling ends the
-    process.
+    background: it gets only the processor time that others leave over. within_s: seconds that
+    opening may take; the largest YOLO takes under 5. ahead: what `launch` has started before, to
+    be used if it still can. Raises ModelRefusedError with the reason for a model that cannot be
+    served, even if that shows by a crash or by taking too long, and OSError when there is no room
+    for another process. Cancelling ends the process.
     """
-    process = await _launch(opening.streams)
+    if ahead is not None and not ahead.fits(opening):
+        await ahead.close()
+        ahead = None
+    process = ahead or await launch(opening.streams)
+    if background:
+        _yield_to_others(process.pid)
     try:
         async with asyncio.timeout(within_s):
             await process.open(opening)
@@ -154,8 +174,9 @@ async def start(opening: Opening, *, within_s: float = 120.0) -> ModelProcess:
     return process
 
 
-async def _launch(count: int) -> ModelProcess:
-    """Start a process with so many streams."""
+async def launch(count: int) -> ModelProcess:
+    """Start a process with so many streams, which imports what most models need until `start`
+    gives it one. Raises OSError."""
     streams: list[_Stream] = []
     with ExitStack() as held:
         theirs: list[int] = []
@@ -177,6 +198,13 @@ async def _launch(count: int) -> ModelProcess:
                 stream.close()
             raise
     return ModelProcess(child, streams)
+
+
+def _yield_to_others(pid: int) -> None:
+    """Have a process, just started, run when nobody else wants to; its threads inherit that."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, 19)
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _how(status: int) -> str:

@@ -1,4 +1,4 @@
-"""Decides whether faster arithmetic finds what float32 finds: boxes against boxes, by numbers.
+"""Compares boxes with boxes: faster arithmetic with float32, a new version with the one in use.
 
 Rounding moves every confidence a little, so boxes near the threshold come and go with any
 arithmetic, and count neither as lost nor as invented.
@@ -6,10 +6,15 @@ arithmetic, and count neither as lost nor as invented.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from polyolo.rollouts import ClassCounts
 
 LEAST_BOXES = 20
 """Boxes that float32 must have found for the comparison to say anything: with 20 and none lost,
@@ -22,6 +27,7 @@ LEAST_IOU = 0.95
 MOST_DRIFT = 0.05
 """Greatest change of a confidence: half the step in which people set thresholds. bfloat16 moved
 the bundled board model's by 0.009 and YOLOX-Nano's by 0.051, which is refused."""
+_CERTAIN = 0.999  # below the confidence of boxes that are known, whatever the threshold is
 _SAME = 0.5  # overlap from which two boxes of a class are the same object, as in COCO's AP50
 
 
@@ -98,32 +104,69 @@ def compare(exact: Sequence[Seen], other: Sequence[Seen], threshold: float) -> C
     )
 
 
+def differences(
+    reference: Seen, candidate: Seen, names: tuple[Sequence[str], Sequence[str]], threshold: float
+) -> list[ClassCounts]:
+    """Count by class what two versions saw in one picture; classes are the same by name.
+
+    names: of the reference's classes and of the candidate's, by id. threshold: least confidence of
+    the boxes in both; what only one has counts when it is clearly above. Known boxes have 1.
+    """
+    both: Counter[str] = Counter()
+    alone: tuple[Counter[str], Counter[str]] = Counter(), Counter()
+    ids = {name: id_ for id_, name in enumerate(dict.fromkeys([*names[0], *names[1]]))}
+    sides = [
+        (seen, [ids[known[id_]] for id_ in seen.class_id])
+        for seen, known in zip((reference, candidate), names, strict=True)
+    ]
+    pairs = _matched(sides[0][0], sides[1][0], sides[0][1], sides[1][1])
+    for i, _, _ in pairs:
+        both[names[0][reference.class_id[i]]] += 1
+    for side, (seen, _) in enumerate(sides):
+        taken = {pair[side] for pair in pairs}
+        for index, confidence in enumerate(seen.confidence):
+            if index not in taken and confidence > min(threshold + MOST_DRIFT, _CERTAIN):
+                alone[side][names[side][seen.class_id[index]]] += 1
+    return [
+        ClassCounts(name=name, both=both[name], missing=alone[0][name], extra=alone[1][name])
+        for name in {*both, *alone[0], *alone[1]}
+    ]
+
+
 def _pairs(one: Seen, two: Seen) -> list[tuple[int, int, float]]:
-    """Match boxes of a class, the largest overlaps first, each box once."""
-    overlaps = sorted(
-        (
-            (_iou(box, other), i, j)
-            for i, box in enumerate(one.xyxy)
-            for j, other in enumerate(two.xyxy)
-            if one.class_id[i] == two.class_id[j]
-        ),
-        reverse=True,
-    )
+    return _matched(one, two, one.class_id, two.class_id)
+
+
+def _matched(
+    one: Seen, two: Seen, classes: Sequence[int], others: Sequence[int]
+) -> list[tuple[int, int, float]]:
+    """Match boxes of a class, the largest overlaps first, each box once.
+
+    classes, others: of each box of `one` and of `two`.
+    """
+    if not one.confidence or not two.confidence:
+        return []
+    overlaps = _overlaps(np.asarray(one.xyxy, np.float64), np.asarray(two.xyxy, np.float64))
+    overlaps[np.asarray(classes)[:, None] != np.asarray(others)[None]] = 0
+    found = np.argwhere(overlaps >= _SAME).tolist()
     left, right = set(range(len(one.xyxy))), set(range(len(two.xyxy)))
     pairs = []
-    for overlap, i, j in overlaps:
-        if overlap >= _SAME and i in left and j in right:
+    for i, j in sorted(found, key=lambda pair: -overlaps[pair[0], pair[1]]):
+        if i in left and j in right:
             left.remove(i)
             right.remove(j)
-            pairs.append((i, j, overlap))
+            pairs.append((i, j, float(overlaps[i, j])))
     return pairs
 
 
-def _iou(a: Sequence[float], b: Sequence[float]) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return shared / (areas - shared)
+def _overlaps(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return intersection over union [N,M] of boxes [N,4] and [M,4]; 0 where there is none."""
+    low = np.maximum(one[:, None, :2], two[None, :, :2])
+    high = np.minimum(one[:, None, 2:], two[None, :, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=2)
+    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (one, two)]
+    together = areas[0][:, None] + areas[1][None] - shared
+    ratios: NDArray[np.float64] = np.divide(
+        shared, together, out=np.zeros_like(shared), where=together > 0
+    )
+    return ratios

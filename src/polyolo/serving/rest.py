@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from polyolo.errors import TooLargeError
+from polyolo.sealedfile import KEY_HEADER
 from polyolo.serving import params
 from polyolo.serving.budget import Share
 from polyolo.serving.form import PictureForm, is_form
@@ -32,7 +33,12 @@ def routes(runtime: Runtime) -> list[Route]:
 
     async def put_spec(request: HttpRequest) -> Response:
         body = await read_body(request.receive, _SPEC_BYTES, request.headers.get("content-length"))
-        runtime.repository.apply(decode_json(body, RuntimeSpec))
+        spec = decode_json(body, RuntimeSpec)
+        wait_s = params.read_timeout(request.headers.get("polyolo-timeout-ms"), 0.0)
+        if key := request.headers.get(KEY_HEADER):
+            runtime.unlock(key)
+        runtime.repository.apply(spec)
+        await runtime.repository.settled(spec.generation, wait_s)
         return json_response(runtime.repository.status(), 202)
 
     async def get_status(_: HttpRequest) -> Response:
@@ -61,10 +67,12 @@ async def _detect(runtime: Runtime, request: HttpRequest, reached: Reached) -> R
             held.callback(share.release)
             picture = await _picture(runtime, request, share)
             async with while_connected(request):
-                lease = await runtime.lease(asked.asked)
-                held.callback(lease.release)
-                reached.model = lease.model.ref.name
-                found = await runtime.look(lease, picture, asked)
+                found = await runtime.served(
+                    asked.asked,
+                    asked.request_id,
+                    reached,
+                    lambda lease: runtime.look(lease, picture, asked),
+                )
     return Response(found.body, media_type=asked.media_type, headers=metering([found]))
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from starlette.requests import ClientDisconnect
 
 from polyolo.errors import DeadlineExceededError, PolyoloError
+from polyolo.rollouts import ClassCounts
 from polyolo.serving.budget import ByteBudget
 from polyolo.serving.imagecheck import ImageLimits, read_header
 from polyolo.serving.params import Asked
@@ -45,11 +46,18 @@ class Found:
     """The encoded answer, in the form that was asked for."""
 
 
+@dataclass(slots=True)
+class Reached:
+    """How far a request came."""
+
+    model: str = ""
+    """Name of the model that it reached; empty before that."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """The models of one tenant, with what bounds and counts their use."""
 
-    tenant: str
     repository: Repository
     metrics: Metrics
     limits: ImageLimits = field(default_factory=ImageLimits)
@@ -58,16 +66,50 @@ class Runtime:
     timeout_s: float = 30.0
     """Seconds a request may take that names no deadline of its own."""
 
-    async def lease(self, asked: Asked) -> Lease:
-        """Return the asked model, loaded; release it after use. Raises as Repository.acquire,
-        and OverloadedError when one more picture would not find room in its queue."""
-        lease = await self.repository.acquire(asked.name, asked.version)
+    unlock: Callable[[str], None] = lambda _: None
+    """Takes the key of the tenant's sealed model files."""
+
+    @property
+    def tenant(self) -> str:
+        """Return whose runtime this is; empty before it has a spec."""
+        return self.repository.tenant
+
+    async def served(
+        self, asked: Asked, request_id: str, reached: Reached, work: Callable[[Lease], Awaitable[T]]
+    ) -> T:
+        """Have work done with the model that a request is for, and return what came of it.
+
+        What a version on trial fails at, the current one does; what was queued for a version that
+        was taken out, the one in its place. Raises as Repository.acquire, what the work raises,
+        and OverloadedError when one more picture would not find room in the model's queue.
+        """
+        lease = await self.repository.acquire(asked.name, asked.version, request_id)
+        canary, failure = lease.canary, None
+        try:
+            return await self._held(lease, reached, work)
+        except PolyoloError as error:
+            if not canary and not lease.model.down:
+                raise
+            failure = error.with_traceback(None)  # its frames hold the picture
+        instead = await self.repository.acquire(asked.name, asked.version)
+        if instead.model is lease.model:
+            instead.release()
+            raise failure
+        answer = await self._held(instead, reached, work)
+        if canary and lease.trial is not None:
+            lease.trial.failed += 1
+            self.metrics.rollout_requests.labels(self.tenant, reached.model, "failed").inc()
+        return answer
+
+    async def _held(
+        self, lease: Lease, reached: Reached, work: Callable[[Lease], Awaitable[T]]
+    ) -> T:
         try:
             lease.model.queue.refuse_if_full()
-        except BaseException:
+            reached.model = lease.model.ref.name
+            return await work(lease)
+        finally:
             lease.release()
-            raise
-        return lease
 
     async def look(self, lease: Lease, picture: bytes, request: Request) -> Found:
         """Find the objects in one encoded picture.
@@ -92,15 +134,33 @@ class Runtime:
             answer, body = await model.answer(job, picture)
         if answer.timing is not None:
             self.metrics.observe(*labels, answer.timing)
+        self._tried_out(lease, job, picture, answer, body)
         return Found(ref=model.ref, answer=answer, body=bytes(body))
 
+    def _tried_out(
+        self, lease: Lease, job: Job, picture: bytes, answer: Answer, body: bytes | memoryview
+    ) -> None:
+        """Count an answer for the rollout of its model, and have a shadow see a copy."""
+        trial = lease.trial
+        if trial is None:
+            return
+        trial.answered(answer.timing, by_current=not lease.canary)
+        if not lease.chosen:
+            return
+        name = lease.model.ref.name
+        outcome = "answered"
+        if not lease.canary:
 
-@dataclass(slots=True)
-class Reached:
-    """How far a request came."""
+            def told(counts: Sequence[ClassCounts]) -> None:
+                boxes = self.metrics.rollout_boxes
+                for one in counts:
+                    boxes.labels(self.tenant, name, "both").inc(one.both)
+                    boxes.labels(self.tenant, name, "missing").inc(one.missing)
+                    boxes.labels(self.tenant, name, "extra").inc(one.extra)
 
-    model: str = ""
-    """Name of the model that it reached; empty before that."""
+            copied = trial.copy(job, picture, body, lease.model.opened.classes, told)
+            outcome = "copied" if copied else "skipped"
+        self.metrics.rollout_requests.labels(self.tenant, name, outcome).inc()
 
 
 async def measured(runtime: Runtime, handle: Callable[[Reached], Awaitable[T]]) -> T:

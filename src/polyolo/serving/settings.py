@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -11,9 +11,18 @@ class Settings:
     """What a runtime is told at its start; everything else is in its spec document."""
 
     spec: Path
-    """File with the RuntimeSpec to serve, as JSON; the models' uris are relative to it."""
+    """File with the RuntimeSpec to serve, as JSON; its models' uris are relative to its place."""
+    ahead: bool = False
+    """Start ahead of the spec: the first one that is sent decides whose runtime this is."""
     socket: Path | None = None
     """Unix socket to listen on, with grpc.sock beside it for gRPC; without one, host and port."""
+    key: str = field(default="", repr=False)
+    """Opens the tenant's sealed model files, in hex (POLYOLO_ARTIFACT_KEY); empty: there are
+    none, as on a machine of one's own."""
+    settings: Path | None = None
+    """File with settings of models, JSON: `{"*": {"confidence": 0.4}, "city": {"iou": 0.6}}`. In
+    force over the environment (POLYOLO_CONFIDENCE and the like) and the spec, and within a second
+    of a change."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = 8800

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from polyolo import sealedfile
 from polyolo.errors import InvalidValueError, PolyoloError
 from polyolo.lifeline import die_with_parent, keep_memory_private
+from polyolo.sealedfile import SealedFileError
 from polyolo.serving.choice import Trial
 from polyolo.serving.quality import Seen
 from polyolo.serving.wire import Opening
-from polyolo.types import Detections, DetectionSettings
+from polyolo.types import DetectionSettings
 
 if TYPE_CHECKING:
     from polyolo.serving.detector import Detector
@@ -51,16 +53,17 @@ def attempt(opening: Opening) -> Trial:
 
     configure_opencv()
     detector = loading.open_detector(
-        loading.read_file(Path(opening.path), opening.digest),
+        loading.read_file(Path(opening.path), opening.digest, opening.key),
         family=opening.family,
         classes=opening.classes,
         engine=opening.engine,
+        input_size=opening.input_size,
         options=engines.Options(arithmetic=opening.arithmetic, streams=opening.streams),
     )
     seen, blind = [], ""
     if opening.precision == "fast":
         try:
-            seen = [_look(detector, one) for one in opening.golden]
+            seen = [_look(detector, one, opening.key) for one in opening.golden]
         except InvalidValueError as error:
             blind = error.detail
     return Trial(
@@ -99,33 +102,28 @@ def _rate(detector: Detector, streams: int) -> float:
     return sum(counts) / (time.perf_counter() - started)
 
 
-def _look(detector: Detector, picture: str) -> Seen:
+def _look(detector: Detector, picture: str, key: str) -> Seen:
     from polyolo.serving.detector import resolve
     from polyolo.serving.image import decode
     from polyolo.serving.imagecheck import ImageLimits, read_header
+    from polyolo.serving.pipeline import seen
 
     try:
-        data = Path(picture).read_bytes()
+        data = sealedfile.read(Path(picture), key, Path(picture).stem)
     except OSError as error:
         raise _unreadable(picture, error.strerror or "") from None
+    except SealedFileError as error:
+        raise _unreadable(picture, str(error)) from None
     try:
         pixels = decode(data, read_header(data, ImageLimits()))
     except PolyoloError as error:
         raise _unreadable(picture, error.detail) from None
     criteria = resolve(DetectionSettings(), detector.names)
-    return _seen(detector.detect([pixels], [criteria]).detections[0])
+    return seen(detector.detect([pixels], [criteria]).detections[0])
 
 
 def _unreadable(picture: str, reason: str) -> PolyoloError:
     return InvalidValueError(f"the golden picture {Path(picture).name} cannot be read: {reason}")
-
-
-def _seen(found: Detections) -> Seen:
-    return Seen(
-        xyxy=found.xyxy.tolist(),
-        confidence=found.confidence.tolist(),
-        class_id=found.class_id.tolist(),
-    )
 
 
 if __name__ == "__main__":

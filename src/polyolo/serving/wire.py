@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -25,6 +25,9 @@ ARRAYS = "application/x-polyolo-arrays"
 """Form of an answer for tensor protocols: float32 xyxy [N,4], float32 confidence [N], int32
 class_id [N], one after the other, little-endian."""
 
+COMPARISON = "application/x-polyolo-comparison"
+"""Form of an answer that is not meant for who sent the picture: list[ClassCounts] as JSON."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
@@ -33,6 +36,8 @@ class Opening:
     ref: ModelRef
     path: str
     digest: str
+    key: str = field(default="", repr=False)
+    """Opens the file, in hex, where it is sealed."""
     classes: tuple[str, ...]
     family: str | None
     streams: int
@@ -44,6 +49,10 @@ class Opening:
     """Paths."""
     arithmetic: str = ""
     """What to compute in, where it was chosen before: nothing is measured again then."""
+    input_size: int = 0
+    """As in VersionSpec."""
+    gently: bool = False
+    """Whether others are served meanwhile, before whom this takes second place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +68,19 @@ class Opened:
     precision: str = ""
     speed: str = ""
     quality: str = ""
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Against:
+    """What a version on trial is compared with: another one's answer for the same picture."""
+
+    size: int
+    """Bytes of that answer; it follows the picture."""
+    media_type: str
+    """Its form: JSON or arrays."""
+    classes: tuple[str, ...]
+    """Class names by id of the version that gave it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,18 +88,20 @@ class Job:
     """One picture to look at; its encoded bytes follow the header."""
 
     size: int
-    """Bytes of the encoded picture."""
+    """Bytes of the encoded picture, and of what it is compared with."""
     header: ImageHeader
     settings: DetectionSettings
     request_id: str
     media_type: str
-    """Of the answer: JSON, the annotated picture's, or arrays for tensor protocols."""
+    """Of the answer: JSON, the annotated picture's, arrays for tensor protocols, a comparison."""
     cold_start: bool = False
     received: float = 0.0
     """When the picture had arrived, in seconds of the monotonic clock (the machine's, so the
     same in every process)."""
     queued: float = 0.0
     """When the request began to wait for a stream."""
+    against: Against | None = None
+    """Set where the answer is to be a comparison."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,15 @@ else lives. The process listens nowhere and writes nothing.
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import select
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -21,15 +24,18 @@ import msgspec
 
 from polyolo.errors import PolyoloError
 from polyolo.lifeline import die_with_parent, keep_memory_private
+from polyolo.sandbox import landlock
 from polyolo.serving import malloc, memory
 from polyolo.serving.wire import LENGTHS, Job, Opened, Opening, frame, lengths, split
 
 if TYPE_CHECKING:
-    from polyolo.serving.detector import Detector
     from polyolo.serving.pipeline import Pipeline
 
 T = TypeVar("T")
 
+_GENTLY = 5
+"""What is added to the nice value of a thread that opens a model while others serve: a third of
+what they get of a core that all want, and all of one that nobody else wants."""
 _LEAST_BYTES = 256 * 2**20  # a process may try; an ordinary model opens in a third of it
 
 
@@ -38,26 +44,36 @@ def main(descriptors: Sequence[int]) -> None:
     die_with_parent()
     _pay_first()
     keep_memory_private()
-    from polyolo.serving.image import configure_opencv
-    from polyolo.serving.pipeline import Pipeline
-
+    landlock.make_nothing()  # a model that takes this process over could fill the disk by names
     malloc.configure()
-    configure_opencv()
     streams = [Stream(socket.socket(fileno=descriptor)) for descriptor in descriptors]
+    if not streams[0].has_come():  # started ahead of its model
+        _import_ahead()
     opening, _ = streams[0].receive(Opening)
-    try:
-        detector, opened = _open(opening)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the tenant is told
-        streams[0].send(Opened(refused=_reason(error)))
-        return
-    malloc.give_back()
-    streams[0].send(opened)
-    pipeline = Pipeline(opening.ref, detector)
-    threads = [threading.Thread(target=serve, args=(one, pipeline)) for one in streams]
+    _bound_memory()
+    future: Future[Pipeline] = Future()
+    # Started now: a thread has the priority of the one that started it, and cannot raise it.
+    threads = [threading.Thread(target=_serve_once_open, args=(one, future)) for one in streams]
     for thread in threads:
         thread.start()
+    try:
+        if opening.gently:
+            _give_way(opening)
+        pipeline, opened = _open(opening)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the tenant is told
+        streams[0].send(Opened(refused=_reason(error)))
+        future.cancel()
+    else:
+        malloc.give_back()
+        streams[0].send(opened)
+        future.set_result(pipeline)
     for thread in threads:
         thread.join()
+
+
+def _serve_once_open(stream: Stream, future: Future[Pipeline]) -> None:
+    with contextlib.suppress(CancelledError):  # it could not be opened
+        serve(stream, future.result())
 
 
 def _pay_first() -> None:
@@ -70,28 +86,54 @@ def _pay_first() -> None:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # not Linux
         Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _bound_memory() -> None:
+    """Have what goes beyond the memory that is left fail as an allocation, in one request."""
     left = memory.available()
-    if left is not None:  # what goes beyond it fails as an allocation, in one request
-        most = max(left, _LEAST_BYTES)
+    if left is not None:
+        most = max(left + memory.own(os.getpid()), _LEAST_BYTES)
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         if hard == resource.RLIM_INFINITY or most < hard:
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def _open(opening: Opening) -> tuple[Detector, Opened]:
+def _import_ahead() -> None:
+    """Import what most models need, while nobody waits for one."""
+    from polyolo.serving import choice, image, loading, pipeline
+    from polyolo.serving.engines import onnxruntime
+
+    del choice, image, loading, pipeline, onnxruntime
+
+
+def _give_way(opening: Opening) -> None:
+    """Have this thread, which opens the model, give way to others; those that serve do not."""
+    # An engine that is to be measured, or has threads of its own to serve with, is not slowed.
+    if opening.engine in ("", "onnxruntime") and opening.precision == "exact":
+        with contextlib.suppress(OSError):
+            thread = threading.get_native_id()
+            mine = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, mine + _GENTLY))
+
+
+def _open(opening: Opening) -> tuple[Pipeline, Opened]:
     from polyolo.serving import choice, loading
     from polyolo.serving.engines import Options
+    from polyolo.serving.image import configure_opencv
+    from polyolo.serving.pipeline import Pipeline
 
-    data = loading.read_file(Path(opening.path), opening.digest)
+    configure_opencv()
+    data = loading.read_file(Path(opening.path), opening.digest, opening.key)
     chosen = choice.choose(data, opening)
     detector = loading.open_detector(
         data,
         family=opening.family,
         classes=opening.classes,
         engine=chosen.engine,
+        input_size=opening.input_size,
         options=Options(arithmetic=chosen.arithmetic, streams=opening.streams),
     )
-    return detector, Opened(
+    return Pipeline(opening.ref, detector), Opened(
         family=detector.head.family,
         input=detector.head.input.shape,
         engine=detector.engine.name,
@@ -99,6 +141,7 @@ def _open(opening: Opening) -> tuple[Detector, Opened]:
         precision=chosen.arithmetic,
         speed=chosen.speed,
         quality=chosen.quality,
+        classes=detector.names,
     )
 
 
@@ -134,6 +177,10 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         """Hang up, so that the runtime learns of a thread that has failed."""
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
         self._connection.close()
 
     def receive(self, kind: type[T]) -> tuple[T, memoryview]:
@@ -141,6 +188,10 @@ class Stream:
         header_size, size = lengths(self._exactly(LENGTHS.size))
         whole = self._exactly(header_size + size)
         return msgspec.msgpack.decode(whole[:header_size], type=kind), whole[header_size:]
+
+    def has_come(self) -> bool:
+        """Say whether something is there to be received."""
+        return bool(select.select([self._connection], [], [], 0)[0])
 
     def send(self, header: object, parts: Sequence[bytes] = ()) -> None:
         """Send a frame."""

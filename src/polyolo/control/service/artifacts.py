@@ -8,66 +8,115 @@ from typing import Any
 import sqlalchemy as sa
 
 from polyolo.control import db
+from polyolo.control.artifacts import PLATFORM
 from polyolo.control.intake import Facts
+from polyolo.control.secrets import SealedError
 from polyolo.control.service.ledger import Ledger, Transaction
+from polyolo.control.service.vault import Vault
+from polyolo.errors import NotFoundError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A file that was judged fit, with what was found in it."""
+    """A tenant's file that was judged fit, with what was found in it."""
 
+    tenant: str
     digest: str
     size: int
     facts: Facts
-    given: bool = False
-    """Whether its owner gave class names beside it: `facts.classes` is not the file's alone."""
+    uri: str = ""
+    """Where the tenant itself keeps it; empty: it is in the platform's store."""
+
+
+def key_of(ledger: Ledger, vault: Vault, tenant: str) -> bytes:
+    """Return a tenant's key for files, made with the tenant's first need of one.
+
+    Raises NotFoundError for a tenant that is no more: its key must not come back.
+    """
+    try:
+        with ledger.reading() as connection:
+            return vault.artifact_key(connection, tenant)
+    except SealedError:
+        with ledger.changing() as transaction:
+            connection = transaction.connection
+            row = sa.select(db.tenants.c.state).where(db.tenants.c.id == tenant)
+            if connection.execute(row).scalar() in (None, "deleting"):
+                raise NotFoundError("there is no such tenant") from None
+            return vault.artifact_key(connection, tenant, make=True)
 
 
 def known(ledger: Ledger, digest: str) -> Facts | None:
-    """Return what was found in a file by itself; None for one that has not been judged so."""
+    """Return what was found in a file of the platform's; None for one not judged yet."""
     with ledger.reading() as connection:
-        row = connection.execute(
-            sa.select(db.artifacts).where(db.artifacts.c.digest == digest)
-        ).one_or_none()
+        row = connection.execute(sa.select(db.artifacts).where(_is(PLATFORM, digest))).one_or_none()
     if row is None or row.classes is None:
         return None
-    return Facts(family=row.family, classes=tuple(row.classes), input=tuple(row.input))
+    return Facts(
+        family=row.family,
+        classes=tuple(row.classes),
+        input=tuple(row.input),
+        licence=row.licence,
+        producer=row.producer,
+        opset=row.opset,
+    )
 
 
 def remember(transaction: Transaction, artifact: Artifact) -> None:
     """Keep what was found, within the change that needs the file."""
-    classes = None if artifact.given else list(artifact.facts.classes)
+    facts = artifact.facts
     row: dict[str, Any] = {
+        "tenant": artifact.tenant,
         "digest": artifact.digest,
         "size": artifact.size,
-        "family": artifact.facts.family,
-        "classes": classes,
-        "input": list(artifact.facts.input),
+        "family": facts.family,
+        "classes": list(facts.classes),
+        "input": list(facts.input),
+        "licence": facts.licence,
+        "producer": facts.producer,
+        "opset": facts.opset,
+        "uri": artifact.uri,
         "created_at": transaction.now,
     }
     db.insert_new(transaction.connection, db.artifacts, [row])
-    if classes is not None:
+    if not artifact.uri:  # stored here now, wherever it was read from before
         transaction.connection.execute(
-            db.artifacts.update()
-            .where(db.artifacts.c.digest == artifact.digest, db.artifacts.c.classes.is_(None))
-            .values(classes=classes)
+            db.artifacts.update().where(_is(artifact.tenant, artifact.digest)).values(uri="")
         )
 
 
-def forget(ledger: Ledger, digest: str) -> bool:
-    """Delete the row of a file that nobody needs; say whether the file may go."""
-    with ledger.changing() as transaction:
-        needed = sa.union_all(
-            sa.select(db.versions.c.digest).where(db.versions.c.digest == digest),
-            sa.select(db.platform.c.standard_digest).where(db.platform.c.standard_digest == digest),
-        )
-        if transaction.connection.execute(needed).first() is not None:
-            return False
-        transaction.connection.execute(db.artifacts.delete().where(db.artifacts.c.digest == digest))
-    return True
-
-
-def every(ledger: Ledger) -> set[str]:
-    """Return the digests of all files that have a row."""
+def unused(ledger: Ledger, tenant: str) -> list[str]:
+    """Return the digests of a tenant's files that no version names."""
     with ledger.reading() as connection:
-        return set(connection.execute(sa.select(db.artifacts.c.digest)).scalars())
+        mine = sa.select(db.artifacts.c.digest).where(db.artifacts.c.tenant == tenant, _unused())
+        return list(connection.execute(mine).scalars())
+
+
+def forget(ledger: Ledger, tenant: str, digest: str) -> bool:
+    """Delete the row of a file unless a version names it; say whether the file may go."""
+    with ledger.changing() as transaction:
+        where = _is(tenant, digest) & _unused()
+        deleted = transaction.connection.execute(db.artifacts.delete().where(where))
+        return deleted.rowcount == 1
+
+
+def every(ledger: Ledger) -> set[tuple[str, str]]:
+    """Return the tenants and digests of all files that have a row, golden pictures included."""
+    files = sa.select(db.artifacts.c.tenant, db.artifacts.c.digest)
+    pictures = sa.select(db.golden.c.tenant, db.golden.c.digest)
+    with ledger.reading() as connection:
+        rows = connection.execute(sa.union(files, pictures))
+        return {(row.tenant, row.digest) for row in rows}
+
+
+def _is(tenant: str, digest: str) -> sa.ColumnElement[bool]:
+    return (db.artifacts.c.tenant == tenant) & (db.artifacts.c.digest == digest)
+
+
+def _unused() -> sa.ColumnElement[bool]:
+    named = sa.select(db.versions.c.digest).where(
+        db.versions.c.tenant == db.artifacts.c.tenant, db.versions.c.digest == db.artifacts.c.digest
+    )
+    standard = sa.select(db.platform.c.standard_digest).where(
+        db.platform.c.standard_digest == db.artifacts.c.digest, db.artifacts.c.tenant == PLATFORM
+    )
+    return ~sa.exists(named) & ~sa.exists(standard)

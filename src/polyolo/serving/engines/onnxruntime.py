@@ -45,10 +45,9 @@ def open_engine(data: bytes, options: Options) -> Engine:
     settings.log_severity_level = _ONLY_FATAL
     wanted = providers(options.arithmetic, ort.get_available_providers())
     try:
-        session = ort.InferenceSession(data, settings, providers=wanted)
+        return _OrtEngine(ort.InferenceSession(data, settings, providers=wanted))
     except Exception as error:  # noqa: BLE001  # its exceptions share no base class
         raise ModelRefusedError(f"ONNX Runtime cannot load it: {quote(error)}") from None
-    return _OrtEngine(session)
 
 
 def arithmetics() -> tuple[str, ...]:

@@ -32,8 +32,11 @@ class Picks:
     """Index among the graph's outputs, and shape, in the order the decoders want."""
 
 
-def pick(signature: GraphSignature) -> Picks:
-    """Return a graph's tensors. Raises ModelRefusedError, naming the shapes, if it detects not."""
+def pick(signature: GraphSignature, input_size: int = 0) -> Picks:
+    """Return a graph's tensors. Raises ModelRefusedError, naming the shapes, if it detects not.
+
+    input_size: the side to use where the graph leaves it open; 0: what its metadata tell.
+    """
     task = signature.metadata.get("task", "detect").strip().lower()
     if task not in ("detect", ""):
         raise ModelRefusedError(
@@ -43,8 +46,14 @@ def pick(signature: GraphSignature) -> Picks:
     image, size_input = _inputs(signature)
     layout = _layout(image, signature)
     height, width = image.shape[2:] if layout == "NCHW" else image.shape[1:3]
+    if input_size and (height or input_size, width or input_size) != (input_size, input_size):
+        raise ModelRefusedError(
+            f"input_size: its input is fixed at {width} x {height} pixels and cannot be "
+            f"{input_size}; export it with dynamic axes, or leave input_size alone"
+        )
     if not (height and width):
         told = image_size(signature.metadata) or (DEFAULT_SIDE, DEFAULT_SIDE)
+        told = (input_size, input_size) if input_size else told
         height, width = height or told[0], width or told[1]
     if min(height, width) < 32 or max(image.shape[0], 1) * height * width > _MOST_INPUT_PIXELS:
         raise ModelRefusedError(

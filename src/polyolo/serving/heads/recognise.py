@@ -14,13 +14,14 @@ from polyolo.serving.heads.picks import Picks, pick
 from polyolo.serving.heads.signature import GraphSignature, TensorInfo, names_in
 
 
-def recognise(signature: GraphSignature, family: str | None = None) -> Head:
+def recognise(signature: GraphSignature, family: str | None = None, input_size: int = 0) -> Head:
     """Return how to feed a graph and to decode its outputs.
 
     family: overrides recognition; a name of FAMILIES, or of a family that is exported alike
-    (yolov7, yolo11 …). Raises ModelRefusedError, naming the shapes seen.
+    (yolov7, yolo11 …). input_size: side in pixels of the input, where the graph leaves it open;
+    0: what the graph or its metadata say. Raises ModelRefusedError, naming the shapes seen.
     """
-    picks = pick(signature)
+    picks = pick(signature, input_size)
     name = guess(signature, picks) if family is None else _known(family)
     chosen = FAMILIES[name]
     if picks.kind not in (*chosen.kinds, "counted"):
