@@ -6,6 +6,7 @@ what to do next. It never carries a secret, a picture or another tenant's name.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 
@@ -23,6 +24,10 @@ class PolyoloError(Exception):
         self.detail = detail
         self.retry_after = 1.0 if retry_after is None and self.retryable else retry_after
         """Seconds until another try makes sense; set for every retryable error."""
+        self.added: dict[str, str] = {}
+        """Headers of the answer that have nothing to do with the failure."""
+        self.extensions: dict[str, Any] = {}
+        """More members of the problem document (RFC 9457), for those who know the error."""
 
     def problem(self, instance: str = "") -> dict[str, Any]:
         """Return the problem document (RFC 9457) that tells a client of this error."""
@@ -31,6 +36,7 @@ class PolyoloError(Exception):
             "title": self.title,
             "status": self.status,
             "detail": self.detail,
+            **self.extensions,
         }
         if instance:
             document["instance"] = instance
@@ -39,8 +45,9 @@ class PolyoloError(Exception):
     def headers(self) -> dict[str, str]:
         """Return the headers that belong to the error's answer."""
         if self.retry_after is None:
-            return {}
-        return {"retry-after": str(max(1, round(self.retry_after)))}  # RFC 9110: whole seconds
+            return self.added
+        # RFC 9110: whole seconds; rounded up, for who comes too early comes in vain.
+        return {**self.added, "retry-after": str(max(1, math.ceil(self.retry_after)))}
 
 
 class MalformedRequestError(PolyoloError):
@@ -107,6 +114,12 @@ class ConflictError(PolyoloError):
     """The change contradicts what is there."""
 
     code, title, status, grpc = "conflict", "Conflict", 409, "ABORTED"
+
+
+class BelowToleranceError(ConflictError):
+    """A version is not as good as its model's tolerance asks; `comparison` says where."""
+
+    code, title = "below-tolerance", "Not good enough"
 
 
 class TooLargeError(PolyoloError):
@@ -184,6 +197,7 @@ def _tree(root: type[PolyoloError]) -> list[type[PolyoloError]]:
 
 
 _BY_CODE = {error.code: error for error in _tree(PolyoloError)}
+_MEMBERS = {"type", "title", "status", "detail", "instance"}  # of every problem document
 _BY_STATUS = {error.status: error for error in reversed(_tree(PolyoloError))}
 
 
@@ -205,4 +219,6 @@ def from_problem(status: int, document: object, retry_after: float | None = None
         error = PolyoloError(detail)
         error.status = status  # type: ignore[misc]  # a status that no class of ours carries
         return error
-    return kind(detail, retry_after=retry_after)
+    known = kind(detail, retry_after=retry_after)
+    known.extensions = {name: value for name, value in fields.items() if name not in _MEMBERS}
+    return known

@@ -9,19 +9,33 @@ from __future__ import annotations
 from polyolo.types import Principal, TenantState
 
 PUBLIC = frozenset(
-    {"register", "sign-in", "invitations:accept", "oauth2:client", "oauth2:describe"}
+    {
+        "register",
+        "sign-in",
+        "invitations:accept",
+        "oauth2:client",
+        "oauth2:describe",
+        "erasures:read",
+    }
 )
-"""Actions that need no credential; an OAuth client proves itself in what it sends."""
+"""Actions that need no credential; an OAuth client proves itself in what it sends, and who reads
+an erasure's certificate by the erasure's number, which is a secret."""
 
 OPERATOR_ONLY = frozenset(
     {
         "tenants:create",
         "tenants:list",
         "tenants:change",
+        "limits:write",
+        "storage:grant",
+        "runtime:schedule",
         "usage:read-all",
         "audit:read-all",
+        "erasures:list",
         "registrations:invite",
+        "system:read",
         "signing-keys:rotate",
+        "releases:change",
     }
 )
 """Actions on the platform, or on a tenant as such."""
@@ -36,17 +50,21 @@ SCOPE_OF: dict[str, str | None] = {
     "settings:read": "models:read",
     "settings:write": "settings:write",
     "runtime:read": "models:read",
+    "runtime:warm": "detect",  # what a detection does, too
     "usage:read": "usage:read",
+    "limits:read": "usage:read",
     "audit:read": "audit:read",
     "users:read": "users:write",
     "users:write": "users:write",
     "account:own": "account:own",
+    "tenant:export": "tenant:own",
+    "tenant:erase": "tenant:own",
 }
 """Actions below a tenant, with the scope that they need; None: any of the tenant's credentials."""
 
 ROLES: dict[str, tuple[str, ...]] = {
     "owner": (
-        *("account:own", "users:write", "keys:write", "settings:write"),
+        *("account:own", "tenant:own", "users:write", "keys:write", "settings:write"),
         *("models:read", "models:write", "detect", "usage:read", "audit:read"),
     ),
     "developer": (
@@ -56,7 +74,8 @@ ROLES: dict[str, tuple[str, ...]] = {
     "viewer": ("account:own", "models:read", "usage:read"),
     "billing": ("account:own", "usage:read"),
 }
-"""The scopes of a user. `users:write` and `account:own` are for people: no key can have them."""
+"""The scopes of a user. `users:write`, `tenant:own` and `account:own` are for people: no key can
+have them."""
 
 _OF_A_TENANT = frozenset({"key", "token", "user"})
 

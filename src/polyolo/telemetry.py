@@ -172,6 +172,19 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.rollout_requests = Counter(
+            "polyolo_rollout_requests",
+            "Requests given to a version on trial: answered, copied, skipped (busy), failed.",
+            (*labels, "outcome"),
+            registry=self.registry,
+        )
+        self.rollout_boxes = Counter(
+            "polyolo_rollout_boxes",
+            "Boxes of a shadow and of the current version: both, missing in the shadow, extra.",
+            (*labels, "found"),
+            registry=self.registry,
+        )
+
     def observe(self, tenant: str, model: str, timing: Timing) -> None:
         """Count where one picture's time went."""
         self.inference_duration.labels(tenant, model).observe(timing.inference / 1e3)

@@ -1,8 +1,8 @@
 """The nouns of polyolo: what its processes say to each other and to clients.
 
-Frozen, slotted, keyword-only dataclasses that import nothing. They cross process borders as
-JSON (msgspec reads and writes them as they are), so a field is added with a default and is
-never renamed or given another meaning. A value out of range is a ValueError at construction,
+Frozen, slotted, keyword-only dataclasses that import nothing but each other. They cross process
+borders as JSON (msgspec reads and writes them as they are), so a field is added with a default and
+is never renamed or given another meaning. A value out of range is a ValueError at construction,
 worded for the person who sent it.
 """
 
@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from polyolo.rollouts import Rollout as Rollout
+from polyolo.rollouts import RolloutStatus as RolloutStatus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,21 +141,8 @@ class VersionSpec:
     precision: str = "exact"
     """exact: float32. fast: also lower, once it has found the same boxes in `golden`."""
     golden: tuple[str, ...] = ()  # pictures, read as `uri` is
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
-    """A version on trial beside the current one."""
-
-    version: int
-    share: float
-    """0 to 1, of the requests that name no version, chosen by their id."""
-    shadow: bool = False
-    """It sees a copy of those requests and its answers are only counted; else it answers them."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.share <= 1.0:
-            raise ValueError(f"share must lie between 0 and 1, not {self.share}")
+    input_size: int = 0
+    """Side in pixels of the input, where the graph leaves it open; 0: its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +156,8 @@ class ModelSpec:
     """Every callable version; those that are not current load on their first request."""
     settings: DetectionSettings = field(default_factory=DetectionSettings)
     rollout: Rollout | None = None
+    fallback: int = 0
+    """Version that answers while the current one cannot: it crashes, or does not load. 0: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +223,9 @@ class ModelStatus:
     """How the boxes of faster arithmetic compare with float32's, or why none is used."""
     crashes: int = 0
     """Times that its process ended by itself since it was loaded."""
+    memory_bytes: int = 0
+    """What its process keeps for itself."""
+    rollout: RolloutStatus | None = None  # while it is on trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +241,7 @@ class RuntimeStatus:
     models: tuple[ModelStatus, ...] = ()
     reason: str = ""
     """Why the phase is not ready, for a person to read; else empty."""
+    release: str = ""  # of its program, as in the spec that it was started with
 
 
 # --- The door: what a gateway knows, and what it reports --------------------------------------
@@ -298,6 +294,8 @@ class TenantRoute:
     plan: Plan
     phase: Phase
     endpoints: tuple[str, ...] = ()
+    images_used: int = 0  # as control knew then; only where the plan has images_per_month
+    month: str = ""  # of images_used, UTC: 2026-01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,11 +345,16 @@ class Snapshot:
     clients: tuple[ClientEntry, ...] = ()
     tokens: TokenRules | None = None
     """None: no access token is good."""
+    since: int | None = None
+    """None: whole. Else only the tenants changed after this revision, each with all its keys."""
+    gone: tuple[str, ...] = ()
+    """Tenants that are no more, of those changed."""
+    gateways: int = 1  # that ask control at present
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageRecord:
-    """One request, once: what is metered and billed. Never what was seen."""
+    """One request (or several, refused), once: what is metered and billed. Never what was seen."""
 
     id: str
     """Unique for ever, given by the gateway: a batch handed over twice counts once."""
@@ -371,6 +374,8 @@ class UsageRecord:
     """Who asked: `key:<id>`, or `token:<id of the client>`."""
     source: str = ""
     """Address that it came from, as far as it is believed."""
+    requests: int = 1
+    """How many it stands for: what is refused at the door is summed up by the second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

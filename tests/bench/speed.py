@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
                 client.detect(picture)  # warm, and every answer is good
         plain = platform.home / "plain.sock"
         doors = {
-            "direct": ["--target", f"unix:{platform.home}/run/{tenant.id}/runtime.sock"],
+            "direct": ["--target", f"unix:{platform.home}/run/{tenant.id}/io/runtime.sock"],
             "gateway": ["--target", platform.url, "--key", client.api_key],
             "plain FastAPI": ["--target", f"unix:{plain}"],
         }

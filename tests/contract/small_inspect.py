@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 file, *options = sys.argv[1:]
@@ -14,6 +15,9 @@ if word == "model":
     )
 elif word == "abort":
     os.abort()
+elif word == "slow":
+    time.sleep(0.4)
+    print(json.dumps({"family": "yolox"}))
 elif word == "spin":
     while True:
         pass

@@ -1,8 +1,8 @@
 """A runtime that serves no model: speaks the runtime's protocol for tests of what starts one.
 
-Started as `python small_runtime.py --spec FILE --socket PATH`. The spec's default model asks for
-mischief: `crash` exits at once with status 3, `stubborn` ignores SIGTERM, `refused` is refused
-when pushed.
+Started as `python small_runtime.py --spec FILE --socket PATH [--ahead]`; ahead of its spec it
+waits for one to be pushed. The spec's default model asks for mischief: `crash` exits at once with
+status 3, `stubborn` ignores SIGTERM, `refused` is refused when pushed.
 """
 
 import argparse
@@ -16,10 +16,15 @@ from socketserver import ThreadingMixIn, UnixStreamServer
 
 
 def standing(spec):
+    if spec is None:
+        return {"tenant": "", "phase": "starting"}
     models = [
         {"name": model["name"], "version": model["current"], "state": "ready"}
         for model in spec["models"]
     ]
+    report = Path("report.json")  # what a test wants to be told of the models
+    if report.exists():
+        models = json.loads(report.read_text())
     return {
         "tenant": spec["tenant"],
         "phase": "ready",
@@ -37,14 +42,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self):
         fresh = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.server.spec is None and fresh["default_model"] == "crash":
+            os._exit(3)
         if fresh["default_model"] == "refused":
             self.answer({}, 422)
             return
         for model in fresh["models"]:
             for version in model["versions"]:
-                file = self.server.directory / version["uri"]
+                file = Path(version["uri"])
                 assert file.is_file(), f"{file} is not there"
-        if fresh["generation"] > self.server.spec["generation"]:
+        if self.server.spec is None or fresh["generation"] > self.server.spec["generation"]:
             self.server.spec = fresh
         self.answer(standing(self.server.spec), 202)
 
@@ -64,6 +71,11 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingMixIn, UnixStreamServer):
     daemon_threads = True
+    spec = None
+
+    def asked_to_end(self, *_):
+        if self.spec is None or self.spec["default_model"] != "stubborn":
+            os._exit(0)
 
 
 def main():
@@ -73,16 +85,16 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--spec", type=Path)
     parser.add_argument("--socket", type=Path)
+    parser.add_argument("--ahead", action="store_true")
     asked = parser.parse_args()
-    spec = json.loads(asked.spec.read_bytes())
-    print("started with generation", spec["generation"], flush=True)
-    if spec["default_model"] == "crash":
+    spec = None if asked.ahead else json.loads(asked.spec.read_bytes())
+    print("started with generation", spec and spec["generation"], flush=True)
+    if spec is not None and spec["default_model"] == "crash":
         sys.exit(3)
-    ignore = spec["default_model"] == "stubborn"
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if ignore else lambda *_: os._exit(0))
     asked.socket.unlink(missing_ok=True)
     server = Server(str(asked.socket), Handler)
-    server.spec, server.directory = spec, asked.spec.parent
+    server.spec = spec
+    signal.signal(signal.SIGTERM, server.asked_to_end)
     server.serve_forever()
 
 

@@ -9,15 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 from polyolo.drivers import Driver
 from polyolo.drivers.process import ProcessDriver
+from polyolo.sandbox.probe import probe
 from polyolo.types import ModelSpec, Phase, RuntimeSpec, VersionSpec
 
 RUNTIME = (sys.executable, str(Path(__file__).with_name("small_runtime.py")))
@@ -33,16 +34,43 @@ class Place:
     again: Callable[[], Driver]
     """Another driver of the same place, as after a restart of what uses it."""
     kill: Callable[[str], None]
+    kill_second: Callable[[str], None]
+    """Of two copies."""
     hang: Callable[[str], None]
 
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Place]:
-    root = tmp_path / "run"
-    driver = ProcessDriver(root, RUNTIME, drain_s=0.5)
+    with running(tmp_path, warm=0) as place:
+        yield place
 
-    def send(tenant: str, number: int) -> None:
-        process = json.loads((root / tenant / "runtime.json").read_text())
+
+@pytest.fixture
+def warm_processes(tmp_path: Path) -> Iterator[Place]:
+    """Processes of which the first is started before anybody needs it."""
+    with running(tmp_path, warm=1) as place:
+        until(lambda: place.driver.wait(0.02) or list(tmp_path.glob("run/~*/io/runtime.sock")))
+        yield place
+
+
+@pytest.fixture
+def confined_processes(tmp_path: Path) -> Iterator[Place]:
+    """The same, within every layer of a sandbox that this host gives."""
+    isolation = probe()
+    with running(tmp_path, warm=1, isolation=isolation) as place:
+        until(lambda: place.driver.wait(0.02) or list(tmp_path.glob("run/~*/io/runtime.sock")))
+        yield place
+    if isolation.groups is not None:
+        isolation.groups.close()
+
+
+@contextmanager
+def running(tmp_path: Path, **options: Any) -> Iterator[Place]:
+    root = tmp_path / "run"
+    driver = ProcessDriver(root, RUNTIME, drain_s=0.5, **options)
+
+    def send(copy: str, number: int) -> None:
+        process = json.loads((root / copy / "runtime.json").read_text())
         os.kill(process["pid"], number)
 
     try:
@@ -50,13 +78,14 @@ def processes(tmp_path: Path) -> Iterator[Place]:
             driver=driver,
             again=lambda: ProcessDriver(root, RUNTIME, drain_s=0.5),
             kill=lambda tenant: send(tenant, signal.SIGKILL),
+            kill_second=lambda tenant: send(f"{tenant}~2", signal.SIGKILL),
             hang=lambda tenant: send(tenant, signal.SIGSTOP),
         )
     finally:
         driver.close()
 
 
-@pytest.fixture(params=["processes"])
+@pytest.fixture(params=["processes", "warm_processes", "confined_processes"])
 def place(request: pytest.FixtureRequest) -> Place:
     return request.getfixturevalue(request.param)
 
@@ -82,13 +111,14 @@ def until(look: Callable[[], T], within: float = 10.0) -> T:
     return seen
 
 
-def ready(driver: Driver, tenant: str, generation: int = 1) -> Callable[[], bool]:
+def ready(driver: Driver, tenant: str, generation: int = 1, copies: int = 1) -> Callable[[], bool]:
     def look() -> bool:
         status = driver.observe([tenant]).get(tenant)
         return (
             status is not None
             and status.phase is Phase.READY
             and status.observed_generation == generation
+            and len(status.endpoints) == copies
         )
 
     return look
@@ -209,17 +239,19 @@ def test_removal_drains_then_kills(place: Place, tmp_path: Path):
     until(gone(place.driver, "t_a"))
 
 
-def test_apply_waits_for_the_end_of_a_stopping_one(place: Place, tmp_path: Path):
-    """Apply does nothing while the old runtime drains, and starts a new one once it is gone."""
+def test_apply_does_not_wait_for_the_end_of_a_stopping_one(place: Place, tmp_path: Path):
+    """While the old one drains another one answers; the old one still ends in its time."""
     stubborn = make_spec(tmp_path, "t_a", model="stubborn")
     place.driver.apply(stubborn)
     until(ready(place.driver, "t_a"))
+    before = place.driver.observe()["t_a"].endpoints
     place.driver.remove("t_a")
     place.driver.apply(stubborn)
-    assert phase(place.driver, "t_a") is Phase.STOPPING
-    until(gone(place.driver, "t_a"))
-    place.driver.apply(stubborn)
     until(ready(place.driver, "t_a"))
+    assert set(place.driver.observe()["t_a"].endpoints).isdisjoint(before)
+    old = Path(before[0].removeprefix("unix:"))
+    until(lambda: place.driver.wait(0.05) or not old.exists())
+    assert ready(place.driver, "t_a")()
 
 
 def test_removed_while_starting(place: Place, spec: RuntimeSpec):
@@ -282,7 +314,48 @@ def test_threads_may_do_anything_at_once(place: Place, tmp_path: Path):
         until(ready(place.driver, spec.tenant))
 
 
-@pytest.mark.parametrize("name", ["../t_a", "", ".", "a/b", "x" * 65, "t_a\n"])
+def test_copies_come_and_go(place: Place, spec: RuntimeSpec):
+    """Two, three, one, none: each with an endpoint of its own, and the others stay as they are."""
+    seen: list[set[str]] = []
+    for number in (2, 3, 1):
+        place.driver.apply(replace(spec, replicas=number))
+        until(ready(place.driver, "t_a", copies=number))
+        seen.append(set(place.driver.observe()["t_a"].endpoints))
+    assert seen[2] < seen[0] < seen[1]
+
+    def asleep() -> bool:
+        place.driver.apply(replace(spec, replicas=0))
+        return phase(place.driver, "t_a") in (None, Phase.ASLEEP)
+
+    until(asleep)
+    place.driver.apply(spec)
+    until(ready(place.driver, "t_a"))
+
+
+def test_a_changed_spec_reaches_every_copy(place: Place, spec: RuntimeSpec):
+    """The generation that is told is in force in all of them."""
+    place.driver.apply(replace(spec, replicas=2))
+    until(ready(place.driver, "t_a", copies=2))
+    place.driver.apply(replace(spec, replicas=2, generation=2))
+    until(ready(place.driver, "t_a", copies=2, generation=2))
+
+
+def test_one_copy_is_killed_and_comes_back(place: Place, spec: RuntimeSpec):
+    """The other one answers all the time; what happened is told until it has been replaced."""
+    both = replace(spec, replicas=2)
+    place.driver.apply(both)
+    until(ready(place.driver, "t_a", copies=2))
+    place.kill_second("t_a")
+    until(lambda: place.driver.wait(1.0) == {"t_a"})
+    status = place.driver.observe()["t_a"]
+    assert (status.phase, len(status.endpoints)) == (Phase.READY, 1)
+    assert status.reason
+    place.driver.apply(both)
+    until(ready(place.driver, "t_a", copies=2))
+    assert place.driver.observe()["t_a"].reason == ""
+
+
+@pytest.mark.parametrize("name", ["../t_a", "t_a~2", "~1", "", ".", "a/b", "x" * 65, "t_a\n"])
 def test_a_tenant_cannot_name_another_place(place: Place, spec: RuntimeSpec, name: str):
     """An id that is no plain word is refused before anything is touched."""
     with pytest.raises(ValueError, match="not a tenant"):

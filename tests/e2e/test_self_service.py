@@ -2,75 +2,59 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import httpx
 
 from tests.e2e.platform import eventually
 
+QUICK_START = Path(__file__).parents[2] / "docs" / "quickstart.md"
 
-def test_from_registration_to_a_revoked_key(platform, board):
-    """Register, detect, make an OAuth client, detect with its token, rotate and revoke the key."""
-    picture = board.read_bytes()
-    with httpx.Client(base_url=platform.url, timeout=30, trust_env=False) as http:
 
-        def bearer(credential: str) -> dict[str, str]:
-            return {"authorization": f"Bearer {credential}"}
+def test_the_quick_start_does_what_the_docs_say(platform, board, tmp_path: Path):
+    """Just the script that is printed there: register, detect, token, rotate, revoke, 401."""
+    (script,) = re.findall(
+        r"^```python\n(.*?)^```$", QUICK_START.read_text(), re.MULTILINE | re.DOTALL
+    )
+    file = tmp_path / "quickstart.py"
+    file.write_text(script)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", file, board],
+        env={"POLYOLO_URL": platform.url, "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert re.fullmatch(r"registered quick-start-\w{6}, key \w{12}", said[0])
+    assert re.match(r"\w+ [01]\.\d\d \[", said[1])  # something was found
+    assert said[-2].endswith("900 s")
+    assert re.fullmatch(r"key \w{12} is revoked, \w{12} goes on", said[-1])
 
-        def detect(credential: str) -> httpx.Response:
-            return http.post("/v1/detect", content=picture, headers=bearer(credential))
 
-        account = {
-            "email": "ann@self-service.example",
-            "password": "correct horse battery staple",
-            "organization": "self-service",
-        }
-        registered = http.post("/api/v1/register", json=account)
-        assert registered.status_code == 201, registered.text
-        first = _key_in(registered.json())
+def test_a_deleted_client_takes_its_tokens_along(platform, board):
+    """A token of it is refused within a second, in the words of RFC 6750."""
+    tenant, client = platform.tenant("token-ends")
+    picture, key = board.read_bytes(), tenant.api_key.key
+    with client, httpx.Client(base_url=platform.url, timeout=30, trust_env=False) as http:
+        made = client.create_oauth_client(name="line 3", scopes=["detect"])
+        token = client.access_token(made.client_id, made.client_secret).access_token
 
-        found = detect(first["key"])
-        assert found.status_code == 200, found.text
-        assert found.json()["detections"]
+        def detect() -> httpx.Response:
+            bearer = {"authorization": f"Bearer {token}"}
+            return http.post("/v1/detect", content=picture, headers=bearer)
 
-        client = http.post(
-            "/api/v1/tenants/me/oauth-clients",
-            json={"name": "line 3", "scopes": ["detect"]},
-            headers=bearer(first["key"]),
-        )
-        assert client.status_code == 201, client.text
-        token = http.post(
-            "/oauth2/token",
-            data={"grant_type": "client_credentials", "scope": "detect"},
-            auth=(client.json()["client_id"], client.json()["client_secret"]),
-        )
-        assert token.status_code == 200, token.text
-        with_token = detect(token.json()["access_token"])
-        assert with_token.status_code == 200
-        assert with_token.json()["detections"] == found.json()["detections"]
-
-        rotated = http.post(
-            f"/api/v1/tenants/me/keys/{first['id']}/rotate",
-            json={"overlap": "1h"},
-            headers=bearer(first["key"]),
-        )
-        assert rotated.status_code == 201, rotated.text
-        new = rotated.json()["key"]
-        assert detect(first["key"]).status_code == 200  # both live while callers change over
-        assert detect(new).status_code == 200
-
-        revoked = http.delete(f"/api/v1/tenants/me/keys/{first['id']}", headers=bearer(new))
-        assert revoked.status_code == 204
-        started = time.monotonic()
-        eventually(lambda: detect(first["key"]).status_code == 401, within=1, what="401")
-        assert time.monotonic() - started < 1
-        assert detect(new).status_code == 200
-
-        path = f"/api/v1/tenants/me/oauth-clients/{client.json()['id']}"
-        assert http.delete(path, headers=bearer(new)).status_code == 204
-        access = token.json()["access_token"]
-        eventually(lambda: detect(access).status_code == 401, within=1, what="401")
-        assert 'error="invalid_token"' in detect(access).headers["www-authenticate"]
+        assert key
+        assert detect().status_code == 200
+        client.revoke_oauth_client(made.id)
+        eventually(lambda: detect().status_code == 401, within=1, what="401")
+        assert 'error="invalid_token"' in detect().headers["www-authenticate"]
 
 
 def test_the_revoked_key_is_unknown_and_the_last_use_of_the_other_known(platform, board):
@@ -83,9 +67,3 @@ def test_the_revoked_key_is_unknown_and_the_last_use_of_the_other_known(platform
         )
         assert key.last_used_at is not None
         assert abs(key.last_used_at - time.time()) < 120
-
-
-def _key_in(registered: dict) -> dict:
-    key = registered["api_key"] if "api_key" in registered else registered["tenant"]["api_key"]
-    assert isinstance(key, dict)
-    return key

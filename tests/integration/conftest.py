@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,18 +24,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 
 
+@pytest.fixture(autouse=True)
+def _on_its_database(request: pytest.FixtureRequest) -> None:
+    """Set the database up before all else, also for tests and fixtures that do not name it."""
+    if "database" in getattr(getattr(request.node, "callspec", None), "params", {}):
+        kind = request.getfixturevalue("database")
+        assert (kind == "postgresql") == (postgres.VARIABLE in os.environ)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Path]:
     """Run one server for the whole session; each home gets a database of its own in it."""
-    with postgres.server() as directory:
-        yield directory
+    with postgres.server() as server:
+        yield server.directory
 
 
 @pytest.fixture
-def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def database(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[str]:
     """Have `control_plane.settings` choose this database, in child processes too."""
     kind: str = request.param
     monkeypatch.delenv(postgres.VARIABLE, raising=False)
-    if kind == "postgresql":
-        monkeypatch.setenv(postgres.VARIABLE, str(request.getfixturevalue("postgres_server")))
-    return kind
+    if kind != "postgresql":
+        yield kind
+        return
+    server: Path = request.getfixturevalue("postgres_server")
+    monkeypatch.setenv(postgres.VARIABLE, str(server))
+    yield kind
+    postgres.drop(server, below=tmp_path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,15 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from argon2 import PasswordHasher
 
 from polyolo import web
+from polyolo.control import db
 from polyolo.control.app import Control, opened
+from polyolo.control.migrations.upgrade import migrate
+from polyolo.control.passwords import Passwords
 from polyolo.control.settings import ControlSettings
 from polyolo.types import Plan
 from tests.integration import postgres
 
 PARTS = Path(__file__).parents[1] / "contract"
 GATEWAY = {"authorization": "Bearer gateway-token"}
+BARE = (sys.executable, "-I", "-S")  # Python without other people's packages starts faster
+CHEAP = Passwords(PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
 
 
 @dataclass
@@ -35,6 +43,8 @@ class Api:
         self, method: str, path: str, key: str | None = None, **more: Any
     ) -> httpx.Response:
         """Ask as the holder of `key`, the operator by default."""
+        on_server = self.control.settings.database.startswith("postgresql")
+        assert on_server == (postgres.VARIABLE in os.environ), "not on the database of the test"
         headers = {"authorization": f"Bearer {key or self.control.operator_key}"}
         return await self.http.request(method, f"/api/v1{path}", headers=headers, **more)
 
@@ -64,8 +74,9 @@ class Api:
         return document
 
     def pid(self, tenant: str) -> int:
-        """Return the pid of the tenant's runtime."""
-        file = self.control.settings.run / tenant / "runtime.json"
+        """Return the pid of the tenant's runtime, of its newest copy."""
+        files = self.control.settings.run.glob(f"{tenant}*/runtime.json")
+        file = max(files, key=lambda one: one.stat().st_mtime_ns)
         return int(json.loads(file.read_text())["pid"])
 
 
@@ -78,7 +89,10 @@ async def until(look: Callable[[], Awaitable[Any]], within: float = 15.0) -> Any
 
 
 def settings(home: Path, **changes: Any) -> ControlSettings:
-    """Return settings for small runtimes, and a standard model beside `home`."""
+    """Return settings for small runtimes, and a standard model beside `home`.
+
+    The database is there already, as the migrations make it: they are tested by themselves.
+    """
     standard = home.parent / "standard.bin"
     if not standard.exists():
         standard.write_text("model standard")
@@ -86,20 +100,56 @@ def settings(home: Path, **changes: Any) -> ControlSettings:
         "home": home,
         "standard": standard,
         "standard_label": "pcb:2",
-        "plans": (Plan(name="default", max_models=3, max_model_bytes=3_000_000), Plan(name="pro")),
+        "plans": (
+            Plan(name="default", max_models=3, max_model_bytes=3_000_000, min_replicas=1),
+            Plan(name="pro", min_replicas=1),
+        ),
         "gateway_token": "gateway-token",
         "runtime_command": (sys.executable, str(PARTS / "small_runtime.py")),
-        "inspect_command": (sys.executable, str(PARTS / "small_inspect.py")),
+        "inspect_command": (*BARE, str(PARTS / "small_inspect.py")),
+        "compare_command": (*BARE, str(PARTS / "small_compare.py")),
+        "passwords": CHEAP,
         "drain_s": 1.0,
-        "database": database_url(home),
+        "database": database_url(home, like=migrated),
+        "warm": 0,
     }
+    if "database" not in changes and not values["database"]:
+        home.mkdir(mode=0o700, exist_ok=True)
+        if not (home / "polyolo.db").exists():
+            (home / "polyolo.db").write_bytes(migrated_file())
     return ControlSettings(**(values | changes))
 
 
-def database_url(home: Path) -> str:
-    """Return the database of `home`: always the same one; empty for SQLite in the home."""
+def database_url(home: Path, like: Callable[[str], str] | None = None) -> str:
+    """Return the database of `home`: always the same one; empty for SQLite in the home.
+
+    like: given the server's directory, the database that a new one begins as a copy of.
+    """
     directory = os.environ.get(postgres.VARIABLE)
-    return postgres.url(directory, str(home)) if directory else ""
+    if not directory:
+        return ""
+    return postgres.url(directory, str(home), *((like(directory),) if like else ()))
+
+
+@functools.cache
+def migrated(directory: str) -> str:
+    """Return the name of a database with all tables, made once a session."""
+    name = f"migrated {os.getpid()}"  # a child process makes its own, should it need one
+    engine = db.open_engine(postgres.url(directory, name))
+    migrate(engine)
+    engine.dispose()
+    return postgres.database_of(name)
+
+
+@functools.cache
+def migrated_file() -> bytes:
+    """Return an SQLite database with all tables, made once a session."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "polyolo.db"
+        engine = db.open_engine(f"sqlite:///{file}")
+        migrate(engine)
+        engine.dispose()
+        return file.read_bytes()
 
 
 @asynccontextmanager

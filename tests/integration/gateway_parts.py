@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,20 @@ from typing import Any
 import httpx
 import msgspec
 
-from polyolo import web
+from polyolo import months, web
 from polyolo.gateway.app import Gateway, gateway
 from polyolo.gateway.settings import Settings
-from polyolo.types import KeyEntry, Phase, Plan, Snapshot, TenantRoute, TenantState, UsageRecord
+from polyolo.resources import UsageTaken
+from polyolo.types import (
+    KeyEntry,
+    Phase,
+    Plan,
+    RuntimeStatus,
+    Snapshot,
+    TenantRoute,
+    TenantState,
+    UsageRecord,
+)
 from tests.e2e.platform import free_port
 
 TOKEN = "gateway-token"
@@ -51,8 +62,18 @@ def entry(letter: str, **changes: Any) -> KeyEntry:
     return replace(made, **changes)
 
 
-def route(letter: str, socket: Path | None, phase: Phase = Phase.READY, **plan: Any) -> TenantRoute:
-    """Return the route of tenant `t_<letter>`, whose runtime is at `socket`."""
+def route(
+    letter: str,
+    socket: Path | None,
+    phase: Phase = Phase.READY,
+    used: int = 0,
+    month: str = "",
+    **plan: Any,
+) -> TenantRoute:
+    """Return the route of tenant `t_<letter>`, whose runtime is at `socket`.
+
+    used, month: the pictures of that month, as control knows them.
+    """
     return TenantRoute(
         tenant=f"t_{letter}",
         name=f"tenant-{letter}",
@@ -60,6 +81,8 @@ def route(letter: str, socket: Path | None, phase: Phase = Phase.READY, **plan: 
         plan=Plan(name="test", **plan),
         phase=phase,
         endpoints=(f"unix:{socket}",) if socket else (),
+        images_used=used,
+        month=month,
     )
 
 
@@ -132,7 +155,13 @@ class Control(Upstream):
 
     snapshot: Snapshot | None = None
     batches: list[list[UsageRecord]] = field(default_factory=list)
-    usage_status: int = 204
+    usage_status: int = 200
+    used_before: dict[str, int] = field(default_factory=dict)
+    activity: list[dict[str, float]] = field(default_factory=list)
+    wakes: list[str] = field(default_factory=list)
+    """Tenants that a gateway asked to be woken, in order."""
+    awake: Callable[[str], Awaitable[RuntimeStatus]] | None = None
+    """Answers such a call."""
     polls: list[str] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
@@ -157,9 +186,20 @@ class Control(Upstream):
         await read(receive, seen)
         if scope["path"] == "/internal/v1/usage":
             self.batches.append(msgspec.json.decode(seen.body, type=list[UsageRecord]))
-            await respond(send, self.usage_status, b"", [])
+            await respond(send, self.usage_status, msgspec.json.encode(self.taken()), [])
             return
         query = scope["query_string"].decode()
+        if scope["path"] == "/internal/v1/activity":
+            self.activity.append(msgspec.json.decode(seen.body))
+            await respond(send, 204, b"", [])
+            return
+        if scope["path"] == "/internal/v1/wake":
+            tenant = query.removeprefix("tenant=")
+            self.wakes.append(tenant)
+            asleep = RuntimeStatus(tenant=tenant, phase=Phase.ASLEEP)
+            status = await self.awake(tenant) if self.awake else asleep
+            await respond(send, 200, msgspec.json.encode(status), [])
+            return
         self.polls.append(query)
         after = int(query.split("&")[0].removeprefix("after="))
         while self.snapshot is None or self.snapshot.revision <= after:
@@ -169,6 +209,13 @@ class Control(Upstream):
             await self.changed.wait()
         await respond(send, 200, msgspec.json.encode(self.snapshot), [])
 
+    def taken(self) -> UsageTaken:
+        """Return what control would say it has counted: `used_before`, and each record once."""
+        images = Counter(self.used_before)
+        for record in self.usage.values():
+            images[record.tenant] += record.images
+        return UsageTaken(month=months.label(time.time()), images=dict(images))
+
     @property
     def usage(self) -> dict[str, UsageRecord]:
         """Usage by record id: what control would have counted."""
@@ -176,14 +223,16 @@ class Control(Upstream):
 
 
 @asynccontextmanager
-async def served(app: Any, stop: asyncio.Event | None = None, **where: Any) -> AsyncIterator[Any]:
+async def served(
+    app: Any, stop: asyncio.Event | None = None, *, protocol: Any = None, **where: Any
+) -> AsyncIterator[Any]:
     """Serve an application on a socket while the context lasts; yields the listening socket.
 
-    stop: shared by servers that may stop at the same time.
+    stop: shared by servers that may stop at the same time. protocol: as `web.serve` takes it.
     """
     listener = web.bind(**where)
     stop = stop or asyncio.Event()
-    task = asyncio.create_task(web.serve(app, listener, stop=stop, drain_s=1))
+    task = asyncio.create_task(web.serve(app, listener, stop=stop, drain_s=1, protocol=protocol))
     try:
         yield listener
     finally:

@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 
+from polyolo.control.idtoken import IdentityClaims
+from polyolo.control.service import identities, sessions
 from tests.integration.control_plane import Api
 
 PASSWORD = "a long enough secret"
@@ -65,3 +67,12 @@ async def join(api: Api, owner: Person, email: str, role: str) -> Person:
     answer = await post(api, "/invitations/accept", body)
     assert answer.status_code == 201, answer.text
     return await sign_in(api, email)
+
+
+def linked(api: Api, person: Person, subject: str) -> str:
+    """Give somebody an identity at an external provider; return its id."""
+    plane = api.control.plane
+    live = sessions.find(plane.ledger, person.cookie.partition("=")[2])
+    claims = IdentityClaims(issuer="https://login.example", subject=subject)
+    identities.link(plane.ledger, plane.vault, claims, live)
+    return identities.every(plane.ledger, plane.vault, live)[-1].id

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -26,6 +27,7 @@ VARIABLE = "POLYOLO_TEST_POSTGRES"
 """Environment variable with the server's socket directory; set: `settings` chooses PostgreSQL."""
 
 _NOBODY = 65534
+_made: set[str] = set()
 _OPTIONS = (
     "listen_addresses=",  # the socket only
     "fsync=off",  # the machine does not lose power during a test; processes are killed, not it
@@ -36,51 +38,87 @@ _OPTIONS = (
 )
 
 
-@contextmanager
-def server() -> Iterator[Path]:
-    """Run a server, and yield the directory of its socket."""
-    with tempfile.TemporaryDirectory(prefix="polyolo-pg-", dir="/tmp") as name:
-        home = Path(name)
-        programs, user = _programs(home)
-        identity = {"user": user, "group": user, "extra_groups": []} if user else {}
-        data = home / "data"
-        quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": home}
+class Server:
+    """A server that can be stopped and started again with what it holds."""
+
+    def __init__(self, directory: Path) -> None:
+        """Prepare its data below `directory`, where its socket is too."""
+        self.directory = directory
+        self._programs, user = _programs(directory)
+        self._identity: dict[str, Any] = (
+            {"user": user, "group": user, "extra_groups": []} if user else {}
+        )
         made = subprocess.run(
             [
-                *(programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust"),
-                *("--no-sync", "--locale=C", "--encoding=UTF8"),
+                *(self._programs / "initdb", "-D", directory / "data", "-U", "postgres"),
+                *("-A", "trust", "--no-sync", "--locale=C", "--encoding=UTF8"),
             ],
-            **quiet,
-            **identity,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+            **self._identity,
         )
         assert made.returncode == 0, made.stdout.decode()
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
         options = [word for option in _OPTIONS for word in ("-c", option)]
-        with (home / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [programs / "postgres", "-D", data, "-k", home, *options],
+        command = [self._programs / "postgres", "-D", self.directory / "data", "-k", self.directory]
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, *options],
                 stdout=log,
                 stderr=log,
-                cwd=home,
+                cwd=self.directory,
                 preexec_fn=_die_with_parent,
-                **identity,
+                **self._identity,
             )
+        _answers(self.directory, self._process)
+
+    def stop(self) -> None:
+        """Stop it at once, as a crash would."""
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(10)
+
+
+@contextmanager
+def server() -> Iterator[Server]:
+    """Run a server."""
+    with tempfile.TemporaryDirectory(prefix="polyolo-pg-", dir="/tmp") as name:
+        made = Server(Path(name))
+        made.start()
         try:
-            _answers(home, process)
-            yield home
+            yield made
         finally:
-            process.send_signal(signal.SIGQUIT)  # at once: nobody wants the data again
-            process.wait(10)
+            made.stop()
 
 
-def url(directory: Path | str, name: str) -> str:
-    """Return the URL of the database that belongs to `name`, made if need be."""
-    database = "p" + hashlib.sha256(name.encode()).hexdigest()[:20]
+def url(directory: Path | str, name: str, like: str = "template1") -> str:
+    """Return the URL of the database that belongs to `name`, made if need be as a copy of `like`.
+
+    like: the name of a database that nobody is connected to.
+    """
+    database = database_of(name)
+    _made.add(name)
     with (
         psycopg.connect(host=str(directory), user="postgres", autocommit=True) as connection,
         suppress(psycopg.errors.DuplicateDatabase),
     ):
-        connection.execute(f'CREATE DATABASE "{database}"')
+        connection.execute(f'CREATE DATABASE "{database}" TEMPLATE "{like}"')
     return f"postgresql://postgres@/{database}?host={directory}"
+
+
+def drop(directory: Path | str, below: Path) -> None:
+    """Drop the databases that belong to what is in a directory: each has 300 files."""
+    with psycopg.connect(host=str(directory), user="postgres", autocommit=True) as connection:
+        for name in [name for name in _made if Path(name).is_relative_to(below)]:
+            connection.execute(f'DROP DATABASE "{database_of(name)}" WITH (FORCE)')
+            _made.remove(name)
+
+
+def database_of(name: str) -> str:
+    """Return how the server calls the database that belongs to `name`."""
+    return "p" + hashlib.sha256(name.encode()).hexdigest()[:20]
 
 
 def _programs(home: Path) -> tuple[Path, int]:

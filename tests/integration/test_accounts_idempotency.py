@@ -183,7 +183,7 @@ async def test_every_post_of_the_api_takes_a_key(api: Api):
 def _routes(app: Any) -> Iterator[Any]:
     while not hasattr(app, "routes"):
         app = app._app
-    for route in app.routes:
+    for route in [*app.routes, *app.default.routes]:
         included = getattr(route, "original_router", None)
         yield from included.routes if included else [route]
 

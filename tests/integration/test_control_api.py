@@ -196,7 +196,7 @@ async def test_the_snapshot_tells_all_and_no_secret(api: Api):
     async with asyncio.timeout(5):
         fresh = await poll
     assert fresh["revision"] > first["revision"]
-    assert {one["name"] for one in fresh["tenants"]} == {"acme", "other"}
+    assert {one["name"] for one in fresh["tenants"]} == {"other"}  # what has changed
     assert (await api.http.get("/internal/v1/snapshot")).status_code == 401
     for wrong in (key, other, api.control.operator_key):
         answer = await api.http.get(
@@ -248,7 +248,7 @@ async def test_usage_counts_each_record_once(api: Api):
     batch = [record, record, record | {"id": "u2", "status": 422, "images": 0, "model": ""}]
     for _ in range(2):
         answer = await api.http.post("/internal/v1/usage", json=batch, headers=GATEWAY)
-        assert answer.status_code == 204
+        assert answer.status_code == 200
     used = (await api.ask("GET", "/tenants/me/usage?since=0", key)).json()
     assert (used["requests"], used["images"], used["errors"]) == (2, 1, 1)
     assert (used["engine_ms"], used["bytes_in"]) == (17.0, 200)

@@ -16,8 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from polyolo.drivers import kernel, rundir
+from polyolo.drivers import rundir
 from polyolo.drivers.process import ProcessDriver
+from polyolo.sandbox import kernel
 from polyolo.types import ModelSpec, Phase, RuntimeSpec, VersionSpec
 
 RUNTIME = (sys.executable, str(Path(__file__).parents[1] / "contract" / "small_runtime.py"))
@@ -82,11 +83,11 @@ def test_a_runtime_inherits_no_secret(driver: ProcessDriver, tmp_path: Path, mon
     driver.apply(spec_of(tmp_path))
     until(lambda: is_ready(driver))
     directory = tmp_path / "run" / "t_a"
-    transport = httpx.HTTPTransport(uds=str(directory / "runtime.sock"))
+    transport = httpx.HTTPTransport(uds=str(directory / "io/runtime.sock"))
     with httpx.Client(transport=transport, base_url="http://runtime") as client:
         found = client.get("/environment").json()
     assert set(found["environment"]) <= {
-        "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "POLYOLO_PARENT",
+        "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONSAFEPATH",
     }  # fmt: skip
     assert found["directory"] == str(directory)
 
@@ -107,7 +108,13 @@ def test_files_that_no_spec_names_go_once_it_is_in_force(driver: ProcessDriver, 
     [
         {"runtime.json": "{", "spec.json": "[]", "exit.json": "7", "stopping": "soon"},
         {"runtime.json": '{"pid": 1, "started": 1}', "exit.json": "\0"},
-        {"runtime.sock/file": "x", "runtime.json/file": "x", "models": "x", "log/file": "x"},
+        {
+            "io/runtime.sock/file": "x",
+            "io/grpc.sock": "x",
+            "runtime.json/file": "x",
+            "models": "x",
+            "log/file": "x",
+        },
         {"models/half.part": "x", "models/dir/file": "x", "tmp": "x", "ready/file": "x"},
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 
 from polyolo import models
 from polyolo.control.settings import ControlSettings
+from polyolo.types import Plan
 from tests.integration.control_plane import serving, settings
 
 SAMPLES = Path(models.__file__).parent / "samples"
@@ -23,7 +24,7 @@ def real(home: Path) -> ControlSettings:
     return settings(
         home,
         standard=models.bundled(*models.STANDARD),
-        plans=ControlSettings(home=home, standard=home).plans,
+        plans=(Plan(name="default", min_replicas=1),),
         runtime_command=serving_module,
         inspect_command=(*serving_module, "inspect"),
     )

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from polyolo.types import Phase
+from tests.e2e.platform import free_port
 from tests.integration.gateway_parts import (
     TOKEN,
     bearer,
@@ -18,7 +19,6 @@ from tests.integration.gateway_parts import (
     read,
     respond,
     route,
-    served,
     until,
 )
 
@@ -59,7 +59,7 @@ async def test_a_batch_is_repeated_with_the_same_ids_until_it_is_taken():
         await made.detect("a")
         await until(lambda: len(made.control.batches) >= 3)
         assert len(made.control.usage) == 1
-        made.control.usage_status = 204
+        made.control.usage_status = 200
         await until(lambda: len(made.control.batches) >= 4)
         await made.detect("a")
         await until(lambda: len(made.control.usage) == 2)
@@ -126,8 +126,7 @@ async def test_the_process_serves_drains_and_ends(how: signal.Signals):
 
     async with platform() as made:
         made.runtimes["a"].behave = behave
-        async with served(made.control, host="127.0.0.1", port=0) as probe:
-            free = probe.getsockname()[1]
+        free = free_port()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "polyolo.gateway", "--port", str(free),
             "--control", f"unix:{made.home}/control.sock",

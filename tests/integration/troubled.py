@@ -70,8 +70,26 @@ def too_large() -> bytes:
     )
 
 
-def _model(*nodes: onnx.NodeProto, above: float = 0.9) -> bytes:
+def dies(*, best: float = 0.9) -> bytes:
+    """Divide the least integer by 1, and by -1 for white pictures: the quotient fits into no
+    register, and the processor ends the process (SIGFPE).
+
+    best: confidence of the dog, to tell one version from another by its answer.
+    """
+    return _model(
+        helper.make_node("Sub", ["one", "white"], ["one_less"]),
+        helper.make_node("Sub", ["one_less", "white"], ["divisor_float"]),
+        helper.make_node("Cast", ["divisor_float"], ["divisor"], to=TensorProto.INT64),
+        helper.make_node("Div", ["least", "divisor"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["harm"], to=TensorProto.FLOAT),
+        best=best,
+    )
+
+
+def _model(*nodes: onnx.NodeProto, above: float = 0.9, best: float = 0.9) -> bytes:
     """Return a YOLOv8 that sees its scene once the nodes have made `harm`, a scalar."""
+    scene = graphs.yolov8()
+    scene[0, 5, graphs.AT[0]] = best
     head: Sequence[onnx.NodeProto] = [
         helper.make_node("ReduceMean", ["images", "axes"], ["mean"], keepdims=0),
         helper.make_node("Greater", ["mean", "bright"], ["is_white"]),
@@ -94,7 +112,8 @@ def _model(*nodes: onnx.NodeProto, above: float = 0.9) -> bytes:
                 _number("very_many", 1e15),
                 _number("zero", 0),
                 _number("one", 1),
-                numpy_helper.from_array(graphs.yolov8(), "scene"),
+                numpy_helper.from_array(np.int64(-(2**63)), "least"),
+                numpy_helper.from_array(scene, "scene"),
             ],
         ),
         opset_imports=[helper.make_opsetid("", 18)],

@@ -42,7 +42,9 @@ class Loads:
         self.cancelled: list[str] = []
         self.at_once = 0
 
-    async def __call__(self, name: str, version: VersionSpec) -> LoadedModel:
+    async def __call__(
+        self, name: str, version: VersionSpec, *, background: bool = False
+    ) -> LoadedModel:
         ref = str(ModelRef(name=name, version=version.version))
         self.asked.append(ref)
         self.at_once += 1

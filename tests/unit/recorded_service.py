@@ -76,8 +76,74 @@ VERSION = {
     "input": [1, 3, 416, 416],
     "created_at": 1.7e9,
     "created_by": "key abcdefghijkl",
+    "licence": "Apache-2.0",
+    "producer": "pytorch 2.9",
+    "opset": 18,
+    "uri": "",
+    "taken_out": "",
 }
-SETTINGS = {"confidence": 0.25, "iou": 0.45, "classes": None, "max_detections": 300}
+UPLOAD = {
+    "id": "uuuuuuuuuuuu",
+    "model": "city",
+    "state": "receiving",
+    "size": 5,
+    "sha256": "",
+    "classes": [],
+    "created_at": 1.7e9,
+    "created_by": "key abcdefghijkl",
+    "expires_at": 1.8e9,
+    "received": 0,
+}
+SETTINGS = {
+    "confidence": 0.25,
+    "iou": 0.45,
+    "classes": None,
+    "max_detections": 300,
+    "input_size": 0,
+    "engine": "",
+    "precision": "exact",
+    "tolerance": None,
+}
+ROLLOUT = {
+    "version": 2,
+    "share": 0.2,
+    "shadow": True,
+    "rule": {"after": 1000, "errors": 0.01, "agreement": 0.9},
+    "state": "running",
+    "reason": "",
+    "began_at": 1.7e9,
+    "began_by": "key:abcdefghijkl",
+    "ended_at": None,
+    "status": {
+        "seen": 100,
+        "requests": 20,
+        "failed": 1,
+        "skipped": 2,
+        "milliseconds": 12.5,
+        "current_milliseconds": 10.0,
+        "comparison": {
+            "pictures": 17,
+            "agreement": 0.75,
+            "classes": [{"name": "cat", "both": 3, "missing": 1, "extra": 0}],
+        },
+    },
+}
+REPORT = {
+    "version": 2,
+    "reference": 1,
+    "passed": False,
+    "note": "it agrees on 0.750 of the boxes",
+    "pictures": "golden",
+    "tolerance": 0.9,
+    "comparison": ROLLOUT["status"]["comparison"],
+    "reference_comparison": None,
+    "milliseconds": 12.5,
+    "reference_milliseconds": 10.0,
+    "memory_bytes": 50_000_000,
+    "reference_memory_bytes": 40_000_000,
+}
+GOLDEN = {"number": 1, "size": 1000, "expected": 2, "created_at": 1.7e9}
+RELEASE = {"name": "0.1", "tenants": 3, "pinned": 1, "default": False, "share": 0.1}
 MODEL = {
     "name": "city",
     "current": 1,
@@ -86,6 +152,8 @@ MODEL = {
     "versions": [VERSION | {"version": 1}, VERSION],
     "state": "ready",
     "reason": "",
+    "rollout": None,
+    "rolled_back_from": None,
 }
 USAGE = {
     "tenant": "t_0123456789",
@@ -156,6 +224,17 @@ class Service:
     def hold_until(self, requests: int) -> None:
         """Hold the first answers back until so many requests are here at once."""
         self._wanted = requests
+
+    def on_push(self, tenant: str = "me", **outcome: Any) -> str:
+        """Take in an upload of the model city, as version 2 unless told; give its path."""
+        path = f"/api/v1/tenants/{tenant}/uploads"
+        decided = UPLOAD | {"state": "ready", "version": 2} | outcome
+        self.on("GET", path, Says(body={"uploads": []}))
+        self.on("POST", path, Says(201, UPLOAD))
+        self.on("PATCH", f"{path}/{UPLOAD['id']}", Says(204))
+        self.on("GET", f"{path}/{UPLOAD['id']}", Says(body=decided))
+        self.on("GET", f"/api/v1/tenants/{tenant}/models/city/versions/2", Says(body=VERSION))
+        return f"{path}/{UPLOAD['id']}"
 
     def answer(self, seen: Seen) -> Says:
         """Record a request and return what to say."""

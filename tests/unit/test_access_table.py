@@ -10,15 +10,16 @@ from polyolo.types import Principal
 
 OPERATOR = Principal(kind="operator", id="operator")
 GATEWAY = Principal(kind="gateway", id="gateway")
-PEOPLE_ONLY = {"users:write", "account:own"}
+PEOPLE_ONLY = {"users:write", "tenant:own", "account:own"}
 EXPECTED = {
     "owner": set(SCOPE_OF),
-    "developer": set(SCOPE_OF) - {"users:read", "users:write", "audit:read"},
+    "developer": set(SCOPE_OF)
+    - {"users:read", "users:write", "audit:read", "tenant:export", "tenant:erase"},
     "viewer": {
         *("tenant:read", "account:own", "models:read", "settings:read", "runtime:read"),
-        "usage:read",
+        *("usage:read", "limits:read"),
     },
-    "billing": {"tenant:read", "account:own", "usage:read"},
+    "billing": {"tenant:read", "account:own", "usage:read", "limits:read"},
 }
 """What each role may do, written down once more, by hand."""
 
@@ -53,7 +54,7 @@ def test_no_key_can_have_what_is_for_people():
     """The scopes of people are none that a key is given."""
     assert not PEOPLE_ONLY & set(names.SCOPES)
     everything = Principal(kind="key", id="k", tenant="t_a", scopes=names.SCOPES)
-    for action in ("users:read", "users:write", "account:own"):
+    for action in ("users:read", "users:write", "account:own", "tenant:export", "tenant:erase"):
         assert not allowed(everything, action, "t_a")[0]
 
 

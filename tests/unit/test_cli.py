@@ -14,12 +14,15 @@ from polyolo.cli import main
 from polyolo.cli.door import default_home
 from tests.unit.recorded_service import (
     CLIENT,
+    GOLDEN,
     KEY,
     MODEL,
+    RELEASE,
+    REPORT,
+    ROLLOUT,
     SETTINGS,
     TENANT,
     USAGE,
-    VERSION,
     Says,
     Service,
     problem,
@@ -27,14 +30,21 @@ from tests.unit.recorded_service import (
 )
 
 API = "/api/v1/tenants"
+TRIED = MODEL | {"rollout": ROLLOUT}
+ON_RELEASE = TENANT | {"release": "0.1"}
 COMMANDS = [
-    "up", "demo", "detect", "usage", "serve", "gateway", "control",
+    "up", "demo", "detect", "usage", "limits", "doctor", "serve", "gateway", "control",
     "tenants create", "tenants list", "tenants show", "tenants suspend", "tenants resume",
-    "tenants delete", "keys create", "keys list", "keys rotate", "keys revoke",
-    "oauth create", "oauth list", "oauth revoke", "oauth token",
+    "tenants delete", "tenants export", "tenants erase", "tenants verify",
+    "tenants limits", "tenants plan",
+    "keys create", "keys list", "keys rotate", "keys revoke",
+    "oauth create", "oauth list", "oauth rotate", "oauth revoke", "oauth token",
     "oauth rotate-signing-key",
     "models push", "models list", "models show", "models use", "models rollback",
-    "models settings", "models delete", "models pull",
+    "models settings", "models delete", "models pull", "models rollout", "models promote",
+    "models abort", "models compare", "models golden add", "models golden list",
+    "models golden delete", "tenants release", "tenants storage",
+    "models register", "releases list", "releases move",
 ]  # fmt: skip
 
 
@@ -184,6 +194,10 @@ def test_a_pipe_that_closes_is_no_failure_to_report(service):
         ("keys rotate k1 --overlap 1h", "POST", f"{API}/me/keys/k1/rotate", KEY, KEY["key"]),
         ("oauth create", "POST", f"{API}/me/oauth-clients", CLIENT, CLIENT["client_secret"]),
         ("oauth list", "GET", f"{API}/me/oauth-clients", {"clients": [CLIENT]}, "oc_abc"),
+        (
+            *("oauth rotate c1 --overlap 1h", "POST", f"{API}/me/oauth-clients/c1/rotate"),
+            *(CLIENT | {"previous_until": 1.8e9}, CLIENT["client_secret"]),
+        ),
         ("oauth revoke c1", "DELETE", f"{API}/me/oauth-clients/c1", None, "revoked"),
         ("models list", "GET", f"{API}/me/models", {"models": [MODEL]}, "city *"),
         ("models show city", "GET", f"{API}/me/models/city", MODEL, "1x3x416x416"),
@@ -191,6 +205,42 @@ def test_a_pipe_that_closes_is_no_failure_to_report(service):
         ("models rollback city", "POST", f"{API}/me/models/city/rollback", MODEL, "again"),
         ("models settings city", "GET", f"{API}/me/models/city/settings", SETTINGS, "0.45"),
         ("models delete city", "DELETE", f"{API}/me/models/city", None, "deleted"),
+        ("models delete city:1", "DELETE", f"{API}/me/models/city/versions/1", None, "deleted"),
+        (
+            "models rollout city:2 --share 0.2",
+            "PUT",
+            f"{API}/me/models/city/rollout",
+            TRIED,
+            "answers 20.0%",
+        ),
+        ("models promote city", "POST", f"{API}/me/models/city/rollout/promote", MODEL, "now"),
+        ("models abort city", "DELETE", f"{API}/me/models/city/rollout", MODEL, "everything"),
+        ("models show city", "GET", f"{API}/me/models/city", TRIED, "agreement 0.750 in 17"),
+        (
+            "models compare city:2",
+            "GET",
+            f"{API}/me/models/city/versions/2/comparison",
+            REPORT,
+            "12.5 ms against 10.0 ms",
+        ),
+        (
+            "models golden list city",
+            "GET",
+            f"{API}/me/models/city/golden",
+            {"golden": [GOLDEN]},
+            "1.0 kB",
+        ),
+        ("models golden delete city 1", "DELETE", f"{API}/me/models/city/golden/1", None, "1"),
+        ("tenants release acme 0.1", "PUT", f"{API}/acme/release", ON_RELEASE, "is on 0.1"),
+        ("tenants release acme", "GET", f"{API}/acme", TENANT, "follows the platform"),
+        ("releases list", "GET", "/api/v1/releases", {"releases": [RELEASE]}, "10.0% moved"),
+        (
+            "releases move 0.1 --share 0.1",
+            "PUT",
+            "/api/v1/releases",
+            {"releases": [RELEASE]},
+            "10.0% moved",
+        ),
         ("usage", "GET", f"{API}/me/usage", USAGE, "1.23"),
         ("usage --all", "GET", "/api/v1/usage", {"usage": [USAGE]}, "acme"),
     ],
@@ -203,7 +253,7 @@ def test_each_command_prints_for_people_and_for_programs(
     status, out, err = run(capsys, *arguments.split())
     assert (status, err) == (0, "")
     assert shown in out
-    operator = arguments.startswith("tenants") or "--all" in arguments
+    operator = arguments.startswith(("tenants", "releases")) or "--all" in arguments
     assert asked_as(service) == ("po_operator" if operator else "pk_tenant")
     assert len(service.seen) == 1
 
@@ -283,14 +333,16 @@ def test_the_first_push_and_the_next(capsys, service, tmp_path):
     file, names = tmp_path / "m.onnx", tmp_path / "names.txt"
     file.write_bytes(b"model")
     names.write_text("tv\n\n cat \r\n")
-    service.on("POST", f"{API}/me/models/city/versions", Says(201, VERSION))
+    service.on_push()
     service.on("GET", f"{API}/me/models/city", Says(body=MODEL), Says(body=MODEL | {"current": 2}))
     push = ["models", "push", "city", str(file), "--classes"]
     assert "polyolo models use city:2" in run(capsys, *push, str(names))[1]
-    assert service.seen[0].query == [("classes", "tv"), ("classes", "cat")]
-    assert service.seen[0].body == b"model"
+    begun, sent = (one for one in service.seen if one.method in ("POST", "PATCH"))
+    assert begun.json["classes"] == ["tv", "cat"]
+    assert sent.body == b"model"
     assert "default model" in run(capsys, *push, "coco")[1]
-    assert service.seen[2].query[79] == ("classes", "toothbrush")
+    *_, begun, _ = (one for one in service.seen if one.method in ("POST", "PATCH"))
+    assert begun.json["classes"][79] == "toothbrush"
 
 
 @pytest.mark.parametrize(
@@ -313,4 +365,4 @@ def test_expiry_may_be_seconds(capsys, service):
     """A bare number goes out as a number."""
     service.on("POST", f"{API}/me/keys", Says(201, KEY))
     run(capsys, "keys", "create", "--expires", "3600", "--scope", "detect", "--scope", "usage:read")
-    assert service.seen[0].json == {"expires_in": 3600, "scopes": ["detect", "usage:read"]}
+    assert service.seen[0].json == {"expires_in": "3600", "scopes": ["detect", "usage:read"]}

@@ -19,7 +19,7 @@ ENTRY = {
     "seq": 3, "at": 1.7e9, "kind": "call", "actor": "key:abc", "action": "models:read",
     "tenant": "t_0123456789", "resource": "GET /api/v1/tenants/me/models", "detail": "",
     "source": "192.0.2.7", "status": 200, "number": 3, "digest": "d", "chain": "c", "whole": "",
-    "signature": None,
+    "signature": None, "salt": "a", "redacted": None,
 }  # fmt: skip
 MINE, ALL = "/api/v1/tenants/me/audit", "/api/v1/audit"
 

@@ -15,11 +15,25 @@ NOW = 1000.0
 RUNNING = Desired(tenant="t", wanted=Wanted.RUNNING, generation=3)
 STOPPED = replace(RUNNING, wanted=Wanted.STOPPED)
 GONE = replace(RUNNING, wanted=Wanted.GONE)
-APPLIED = Memory(applied_at=NOW - 1, applied_generation=3)
+ASLEEP = replace(RUNNING, replicas=0)
+TWO = replace(RUNNING, replicas=2)
+APPLIED = Memory(applied_at=NOW - 1, applied_generation=3, applied_replicas=1)
+BOTH = replace(APPLIED, applied_replicas=2)
 
 
-def seen(phase: Phase, generation: int = 0, reason: str = "") -> RuntimeStatus:
-    return RuntimeStatus(tenant="t", phase=phase, observed_generation=generation, reason=reason)
+def seen(phase: Phase, generation: int = 0, reason: str = "", copies: int = 1) -> RuntimeStatus:
+    return RuntimeStatus(
+        tenant="t",
+        phase=phase,
+        observed_generation=generation,
+        reason=reason,
+        endpoints=tuple(f"unix:/{number}" for number in range(copies)),
+    )
+
+
+def withdrawn(seconds: float) -> Memory:
+    """Return what is remembered so long after gateways were told of fewer copies."""
+    return replace(APPLIED, withdrawn_at=NOW - seconds)
 
 
 def decided(desired: Desired, observed: RuntimeStatus | None, memory: Memory) -> Decision:
@@ -109,8 +123,33 @@ def decided(desired: Desired, observed: RuntimeStatus | None, memory: Memory) ->
             Phase.FAILED,
             0.02,
         ),
-        # Resumed while the old one still drains.
-        (RUNNING, seen(Phase.STOPPING), APPLIED, Verb.REMOVE, Phase.STOPPING, 0.25),
+        # Resumed or woken while the old one still drains: another one at once.
+        (RUNNING, seen(Phase.STOPPING), APPLIED, Verb.APPLY, Phase.STARTING, 0.02),
+        # Nobody needs it: first out of the gateways' sight, then ended.
+        (ASLEEP, None, APPLIED, Verb.NOTHING, Phase.ASLEEP, None),
+        (ASLEEP, seen(Phase.ASLEEP), APPLIED, Verb.NOTHING, Phase.ASLEEP, None),
+        (ASLEEP, seen(Phase.READY, 3), APPLIED, Verb.NOTHING, Phase.ASLEEP, 0.5),
+        (ASLEEP, seen(Phase.READY, 3), withdrawn(0.4), Verb.NOTHING, Phase.ASLEEP, 0.5),
+        (ASLEEP, seen(Phase.READY, 3), withdrawn(0.6), Verb.APPLY, Phase.ASLEEP, 0.25),
+        (ASLEEP, seen(Phase.FAILED, copies=0), APPLIED, Verb.APPLY, Phase.ASLEEP, 0.25),
+        (ASLEEP, seen(Phase.STOPPING), APPLIED, Verb.APPLY, Phase.ASLEEP, 0.25),
+        (ASLEEP, seen(Phase.ABSENT), APPLIED, Verb.APPLY, Phase.ASLEEP, 0.25),
+        # More copies are wanted, or fewer.
+        (TWO, seen(Phase.READY, 3), APPLIED, Verb.APPLY, Phase.READY, 0.02),
+        (TWO, seen(Phase.READY, 3), BOTH, Verb.NOTHING, Phase.READY, 0.1),
+        (TWO, seen(Phase.READY, 3, copies=2), BOTH, Verb.NOTHING, Phase.READY, 5.0),
+        (RUNNING, seen(Phase.READY, 3, copies=2), BOTH, Verb.NOTHING, Phase.READY, 0.5),
+        (RUNNING, seen(Phase.READY, 3, copies=2), withdrawn(1), Verb.APPLY, Phase.READY, 0.25),
+        # One of two is lost: at once the first time, later after the back-off.
+        (TWO, seen(Phase.READY, 3, "killed"), BOTH, Verb.APPLY, Phase.READY, 0.02),
+        (
+            TWO,
+            seen(Phase.READY, 3, "killed"),
+            replace(BOTH, failures=2, restart_at=NOW + 0.2),
+            Verb.NOTHING,
+            Phase.READY,
+            pytest.approx(0.2),
+        ),
         # Suspended.
         (STOPPED, seen(Phase.READY, 3), APPLIED, Verb.REMOVE, Phase.STOPPING, 0.25),
         (STOPPED, seen(Phase.STARTING), APPLIED, Verb.REMOVE, Phase.STOPPING, 0.25),
@@ -180,7 +219,34 @@ def test_ready_since_is_the_first_moment_of_this_start():
     assert crashed.ready_since is None
 
 
+def test_a_copy_goes_when_no_gateway_asks_it_any_more():
+    """It waits for the word of each, but not for ever; those that stay are the first ones."""
+    three = seen(Phase.READY, 3, copies=3)
+    first = decide(TWO, three, BOTH, NOW, told=True)
+    assert first.status.endpoints == ("unix:/0", "unix:/1")
+    for seconds, told, verb in (
+        (0.6, False, Verb.NOTHING),
+        (2.9, False, Verb.NOTHING),
+        (0.6, True, Verb.APPLY),
+        (3.1, False, Verb.APPLY),
+    ):
+        decision = decide(TWO, three, first.memory, NOW + seconds, told=told)
+        assert (decision.verb, decision.status.endpoints) == (verb, ("unix:/0", "unix:/1"))
+
+
+def test_a_runtime_that_is_needed_again_before_it_was_ended_goes_on():
+    """Gateways are told of it again, and the next time it has the whole time again."""
+    first = decided(ASLEEP, seen(Phase.READY, 3), APPLIED)
+    again = decide(RUNNING, seen(Phase.READY, 3), first.memory, NOW + 0.2)
+    assert (again.verb, again.status.phase) == (Verb.NOTHING, Phase.READY)
+    later = decide(ASLEEP, seen(Phase.READY, 3), again.memory, NOW + 9)
+    assert later.verb is Verb.NOTHING
+
+
 @given(
+    replicas=st.integers(0, 3),
+    copies=st.integers(0, 3),
+    told=st.booleans(),
     wanted=st.sampled_from(Wanted),
     phase=st.none() | st.sampled_from(Phase),
     observed_generation=st.integers(0, 5),
@@ -191,6 +257,9 @@ def test_ready_since_is_the_first_moment_of_this_start():
     applied_generation=st.integers(0, 5),
 )
 def test_no_state_is_a_dead_end(
+    replicas,
+    copies,
+    told,
     wanted,
     phase,
     observed_generation,
@@ -208,14 +277,16 @@ def test_no_state_is_a_dead_end(
         applied_at=None if applied_ago is None else NOW - applied_ago,
         applied_generation=applied_generation,
     )
-    observed = None if phase is None else seen(phase, observed_generation)
-    decision = decided(replace(RUNNING, wanted=wanted), observed, memory)
+    observed = None if phase is None else seen(phase, observed_generation, copies=copies)
+    desired = replace(RUNNING, wanted=wanted, replicas=replicas)
+    decision = decide(desired, observed, memory, NOW, told=told)
     if decision.again_in is None:
-        assert observed is None
-        assert wanted is not Wanted.RUNNING
+        assert observed is None or observed.phase is Phase.ASLEEP
+        assert wanted is not Wanted.RUNNING or replicas == 0
     else:
         assert 0 < decision.again_in <= 100
     if wanted is not Wanted.RUNNING:
         assert decision.verb is not Verb.APPLY
     else:
-        assert decision.verb is not Verb.FORGET
+        assert decision.verb not in (Verb.FORGET, Verb.REMOVE)
+        assert len(decision.status.endpoints) <= max(replicas, 0) or copies <= replicas

@@ -11,7 +11,7 @@ import pytest
 from polyolo.errors import InvalidValueError, ModelFailedError, ModelRefusedError, NotReadyError
 from polyolo.serving.batcher import Capacity
 from polyolo.serving.imagecheck import ImageLimits, read_header
-from polyolo.serving.loaded import LoadedModel
+from polyolo.serving.loaded import WATCHED, LoadedModel
 from polyolo.serving.process import ModelProcess
 from polyolo.serving.wire import Answer, Job, Opened, Opening
 from polyolo.types import DetectionSettings, ModelRef, VersionSpec
@@ -84,7 +84,12 @@ class Starts:
 
 @asynccontextmanager
 async def loaded(
-    starts: Starts, *, stuck_after_s: float = 5.0, pauses_s: Sequence[float] = (0, 0, 0, 30), **more
+    starts: Starts,
+    *,
+    stuck_after_s: float = 5.0,
+    pauses_s: Sequence[float] = (0, 0, 0, 30),
+    measure: Callable[[int], int] = lambda _: 0,
+    **more,
 ) -> AsyncIterator[LoadedModel]:
     model = LoadedModel(
         OPENING,
@@ -94,6 +99,7 @@ async def loaded(
         stuck_after_s,
         pauses_s=pauses_s,
         start=starts,
+        measure=measure,
     )
     try:
         yield model
@@ -204,7 +210,7 @@ async def test_a_model_that_keeps_crashing_is_down_for_a_while_and_says_so():
                 await until(lambda number=number: len(starts.processes) == number + 2)
         await until(lambda: model.down)
         assert model.down == (
-            "its process ended 3 times within 60 s: it was ended by signal SIGSEGV"
+            "its process ended 3 times within 600 s: it was ended by signal SIGSEGV"
         )
         with pytest.raises(NotReadyError, match="city:3 is down: its process ended 3") as caught:
             await ask(model, "dog")
@@ -259,3 +265,89 @@ async def test_closing_answers_the_queue_first_even_across_a_crash():
                 await one
     assert starts.processes[-1].closed
     assert model._keeping.done()
+
+
+class Leak:
+    """What processes keep: each as much as the test says."""
+
+    def __init__(self) -> None:
+        self.bytes: dict[int, int] = {}
+
+    def __call__(self, pid: int) -> int:
+        return self.bytes.get(pid, 100 * MIB)
+
+
+MIB = 2**20
+
+
+async def test_a_process_that_grows_is_replaced_and_no_request_fails():
+    """The old one answers until the new one can, finishes what it has, and is closed then."""
+    starts, leak = Starts(), Leak()
+    async with loaded(starts, measure=leak) as model:
+        first = starts.processes[0]
+        for _ in range(WATCHED):
+            await ask(model, "a")
+        leak.bytes[first.pid] = 213 * MIB  # just within half more and 64 MiB
+        for _ in range(WATCHED):
+            await ask(model, "a")
+        assert len(starts.processes) == 1
+        leak.bytes[first.pid] = 215 * MIB
+        (slow,) = asking(model, "wait")
+        for _ in range(WATCHED + 20):
+            await ask(model, "a")
+        await until(lambda: len(starts.processes) == 2)
+        assert await ask(model, "b") == "B"
+        assert starts.processes[1].saw[-1] == "b"
+        assert not first.closed, "it still has a request"
+        first.end("it was ended by signal SIGKILL")  # its own request's end, nobody else's
+        with pytest.raises(ModelFailedError):
+            await slow
+        await until(lambda: first.closed)
+        assert model.crashes == 0
+        assert model.down == ""
+        assert len(starts.processes) == 2
+        starts.processes[1].end("it was ended by signal SIGSEGV")
+        await until(lambda: len(starts.processes) == 3)
+        assert await ask(model, "c") == "C"
+        assert model.crashes == 1
+
+
+async def test_a_replacement_that_cannot_be_started_is_tried_again_later():
+    """The one that has grown goes on serving meanwhile."""
+    starts, leak = Starts(BlockingIOError(11, "no room")), Leak()
+    async with loaded(starts, measure=leak) as model:
+        for _ in range(WATCHED):
+            await ask(model, "a")
+        leak.bytes[starts.processes[0].pid] = 900 * MIB
+        for _ in range(2 * WATCHED + 10):
+            assert await ask(model, "a") == "A"
+        await until(lambda: len(starts.processes) == 2)
+        await until(lambda: starts.processes[0].closed)
+
+
+async def test_closing_ends_a_replacement_under_way():
+    """Nothing is left behind."""
+    starts, leak = Starts(), Leak()
+    async with loaded(starts, measure=leak) as model:
+        for _ in range(WATCHED):
+            await ask(model, "a")
+        leak.bytes[starts.processes[0].pid] = 900 * MIB
+        for _ in range(WATCHED):
+            await ask(model, "a")
+    assert all(one.closed for one in starts.processes)
+    assert model._keeping.done()
+
+
+async def test_who_owns_it_learns_that_a_model_is_down():
+    """Once, with crashes and reason set."""
+    starts, told = Starts(), []
+    async with loaded(starts, pauses_s=(0, 30)) as model:
+        model.on_down = lambda one: told.append((one.crashes, one.down))
+        for _ in range(2):
+            with pytest.raises(ModelFailedError):
+                await ask(model, "crash")
+            await until(lambda: model._up.is_set() and model._process is starts.processes[-1])
+        await until(lambda: told)
+        assert told == [
+            (2, "its process ended 2 times within 600 s: it was ended by signal SIGSEGV")
+        ]

@@ -1,12 +1,12 @@
 """Memory: the least of what the machine and each cgroup leave, and a sentence where it is short."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from polyolo.errors import NotReadyError
-from polyolo.serving.memory import available, refuse_unless_room, resident
+from polyolo.serving.memory import Room, available, own, room, stopped
 
 MIB = 2**20
 MEMINFO = f"MemTotal: {8 * MIB} kB\nMemFree: 1 kB\nMemAvailable: {1000 * 1024} kB\n"
@@ -65,7 +65,7 @@ def test_where_nothing_is_told_nothing_is_known(tmp_path: Path):
     assert available(tmp_path, tmp_path / "cgroup", tmp_path) is None
     file = tmp_path / "model.onnx"
     file.write_bytes(bytes(100))
-    refuse_unless_room(file, 10**12, None)
+    assert not room(file, 10**12, 0, [], tmp_path).short
 
 
 def test_this_machine_tells_of_itself():
@@ -73,19 +73,58 @@ def test_this_machine_tells_of_itself():
     if not Path("/proc/meminfo").exists():
         pytest.skip("needs Linux")
     assert available() is not None
-    assert 5 * MIB < resident(os.getpid()) < 10**12
-    assert resident(2**22 + 1) == 0
+    assert 5 * MIB < own(os.getpid()) < 10**12
+    assert own(2**22 + 1) == 0
 
 
-def test_a_second_copy_that_does_not_fit_is_refused_in_a_sentence(tmp_path: Path):
-    """By the old one's size or by the file's, whichever is larger; both figures are named."""
+def test_a_model_that_does_not_fit_is_refused_in_a_sentence(tmp_path: Path):
+    """By what it was seen to take or by its file, whichever is larger; both figures are named."""
     file = tmp_path / "model.onnx"
     with file.open("wb") as sparse:
         sparse.truncate(100 * MIB)
-    refuse_unless_room(file, 0, 400 * MIB)
-    refuse_unless_room(file, 390 * MIB, 400 * MIB)
-    with pytest.raises(NotReadyError, match=r"takes about 364 MiB and 300 MiB are left: give"):
-        refuse_unless_room(file, 0, 300 * MIB)
-    with pytest.raises(NotReadyError, match=r"takes about 500 MiB and 400 MiB are left: give"):
-        refuse_unless_room(file, 500 * MIB, 400 * MIB)
-    refuse_unless_room(tmp_path / "absent", 500 * MIB, 400 * MIB)
+    (tmp_path / "meminfo").write_text("MemAvailable: 409600 kB\n")  # 400 MiB
+
+    def found(known: int, limit: int = 0, pids: Sequence[int] = ()) -> Room:
+        return room(file, known * MIB, limit * MIB, pids, tmp_path)
+
+    assert not found(0).short
+    assert not found(390).short
+    for known, said in ((500, "takes about 500 MiB and 400 MiB are left: give"),):
+        assert found(known).short
+        assert said in found(known).refusal().detail
+    assert "takes about 364 MiB and 300 MiB are left" in found(0, 300).refusal().detail
+    assert not room(tmp_path / "absent", 500 * MIB, 0, [], tmp_path).short
+
+
+def test_what_the_runtimes_own_processes_take_counts_against_its_limit(tmp_path: Path):
+    """Their own pages, not the libraries that they share; less than nothing may be left."""
+    file = tmp_path / "model.onnx"
+    file.write_bytes(bytes(100))
+    (tmp_path / "meminfo").write_text("MemAvailable: 409600 kB\n")
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/status").write_text(
+        "VmRSS: 999999 kB\nRssAnon: 102400 kB\nRssFile: 51200 kB\nRssShmem: 1024 kB\n"
+    )
+    assert own(7, tmp_path) == 101 * MIB
+    assert not room(file, 0, 300 * MIB, [7, 8], tmp_path).short
+    assert room(file, 0, 150 * MIB, [7], tmp_path).left == 49 * MIB
+    assert room(file, 0, 150 * MIB, [7], tmp_path).short
+
+
+@pytest.mark.parametrize(
+    ("membership", "file", "content"),
+    [
+        ("0::/a\n", "a/memory.events", "max 9\noom 3\noom_kill 2\n"),
+        ("0::/\n", "memory.events", "oom_kill 2\n"),
+        ("4:memory:/a\n", "memory/a/memory.oom_control", "oom_kill_disable 0\noom_kill 2\n"),
+    ],
+)
+def test_processes_ended_for_memory_are_counted(
+    tmp_path: Path, membership: str, file: str, content: str
+):
+    """As the nearest cgroup tells; none where there is no limit."""
+    (tmp_path / "cgroup").write_text(membership)
+    assert stopped(tmp_path / "cgroup", tmp_path / "fs") == 0
+    (tmp_path / "fs" / file).parent.mkdir(parents=True)
+    (tmp_path / "fs" / file).write_text(content)
+    assert stopped(tmp_path / "cgroup", tmp_path / "fs") == 2

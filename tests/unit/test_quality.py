@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from polyolo.serving.quality import LEAST_BOXES, MOST_DRIFT, Seen, compare
+from polyolo.rollouts import ClassCounts
+from polyolo.serving.quality import LEAST_BOXES, MOST_DRIFT, Seen, compare, differences
 
 THRESHOLD = 0.25
 
@@ -79,3 +80,44 @@ def test_the_figures_are_said():
     assert text == (
         "20 boxes in 1 pictures: agreement 1.000, mean IoU 1.000, confidence drift 0.000 at most"
     )
+
+
+def counts(*found: ClassCounts) -> dict[str, tuple[int, int, int]]:
+    return {one.name: (one.both, one.missing, one.extra) for one in found}
+
+
+def test_differences_are_counted_by_the_names_of_classes():
+    """Versions may number their classes otherwise; the same name is the same class."""
+    one = seen((0, 0.9, 0), (100, 0.8, 1), (200, 0.7, 1))
+    two = seen((0, 0.9, 1), (100, 0.8, 0), (300, 0.6, 2))
+    found = counts(*differences(one, two, (("cat", "dog"), ("dog", "cat", "cow")), THRESHOLD))
+    assert found == {"cat": (1, 0, 0), "dog": (1, 1, 0), "cow": (0, 0, 1)}
+
+
+def test_what_is_near_the_threshold_is_no_difference_unless_it_is_known():
+    """A box that only one has counts when it is clearly above; a known one counts always."""
+    near, clear = THRESHOLD + MOST_DRIFT / 2, THRESHOLD + 2 * MOST_DRIFT
+    names = (("cat",), ("cat",))
+    for confidence, extra in ((near, 0), (clear, 1)):
+        found = differences(seen(), seen((0, confidence, 0)), names, THRESHOLD)
+        assert counts(*found).get("cat", (0, 0, 0)) == (0, 0, extra)
+    for threshold in (0.25, 0.97, 1.0):
+        found = differences(seen((0, 1.0, 0)), seen(), names, threshold)
+        assert counts(*found) == {"cat": (0, 1, 0)}
+
+
+def test_the_largest_overlaps_are_matched_first_and_each_box_once():
+    """Two boxes on one: the better overlap is the same object, the other one is extra."""
+    found = differences(
+        seen((0, 0.9, 0)), seen((3, 0.9, 0), (1, 0.8, 0)), (("cat",), ("cat",)), THRESHOLD
+    )
+    assert counts(*found) == {"cat": (1, 0, 1)}
+    nothing = differences(seen(), seen(), ((), ()), THRESHOLD)
+    assert nothing == []
+
+
+def test_a_thousand_boxes_take_no_second():
+    """As many as an answer may have, against as many."""
+    many = seen(*((3.0 * n, 0.9, 0) for n in range(1000)))
+    (found,) = differences(many, many, (("cat",), ("cat",)), THRESHOLD)
+    assert found.both == 1000

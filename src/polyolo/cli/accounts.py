@@ -107,9 +107,8 @@ def create(
         name: Whom it is for, for people to read.
         expires: Life time: 30d at most. [default: 7d]
     """
-    expires_in = int(expires) if expires is not None and expires.isdecimal() else expires
     with as_operator(door) as polyolo:
-        made = polyolo.invite(role=role, name=name, expires_in=expires_in, tenant=tenant)
+        made = polyolo.invite(role=role, name=name, expires_in=expires, tenant=tenant)
     if door.json:
         show_json(made)
         return

@@ -35,10 +35,9 @@ def create(
             more. [default: anywhere]
     """
     client, tenant = as_tenant(door)
-    expires_in = _seconds(expires)
     with client as polyolo:
         key = polyolo.create_key(
-            name=name, scopes=scope, expires_in=expires_in, sources=source, tenant=tenant
+            name=name, scopes=scope, expires_in=expires, sources=source, tenant=tenant
         )
     _show_new(key, json=door.json)
 
@@ -71,7 +70,7 @@ def rotate(key_id: str, /, *, overlap: str | None = None, door: AsTenant = TENAN
     """
     client, tenant = as_tenant(door)
     with client as polyolo:
-        key = polyolo.rotate_key(key_id, overlap=_seconds(overlap), tenant=tenant)
+        key = polyolo.rotate_key(key_id, overlap=overlap, tenant=tenant)
     _show_new(key, json=door.json)
 
 
@@ -86,10 +85,6 @@ def revoke(key_id: str, /, *, door: AsTenant = TENANT) -> None:
     with client as polyolo:
         polyolo.revoke_key(key_id, tenant=tenant)
     show({"revoked": key_id}, lambda: f"Key {key_id} is revoked.", json=door.json)
-
-
-def _seconds(given: str | None) -> str | int | None:
-    return int(given) if given is not None and given.isdecimal() else given
 
 
 @app.command

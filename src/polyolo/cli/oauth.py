@@ -18,6 +18,7 @@ from polyolo.cli.door import (
 )
 from polyolo.cli.output import moment, say, show, show_json, table
 from polyolo.client import Client
+from polyolo.resources import OAuthClient
 
 app = App(name="oauth", help="A tenant's OAuth clients and their access tokens.")
 
@@ -35,13 +36,7 @@ def create(*, name: str | None = None, scope: _Scopes = (), door: AsTenant = TEN
     client, tenant = as_tenant(door)
     with client as polyolo:
         made = polyolo.create_oauth_client(name=name, scopes=scope, tenant=tenant)
-    if door.json:
-        show_json(made)
-        return
-    say(f"Client {made.id}. Its secret is shown only now:\n")
-    say(f"  export POLYOLO_CLIENT_ID={made.client_id}")
-    say(f"  export POLYOLO_CLIENT_SECRET={made.client_secret}\n")
-    say("With them:  export POLYOLO_API_KEY=$(polyolo oauth token)")
+    _show_new(made, json=door.json)
 
 
 @app.command(name="list")
@@ -59,6 +54,20 @@ def list_(*, door: AsTenant = TENANT) -> None:
         for one in clients
     )
     show(clients, lambda: table(columns, rows), json=door.json)
+
+
+@app.command
+def rotate(client_id: str, /, *, overlap: str | None = None, door: AsTenant = TENANT) -> None:
+    """Give a client a new secret and print it, this once; the tokens that it has stay good.
+
+    Args:
+        client_id: The client's id, as `polyolo oauth list` shows it.
+        overlap: How long the old secret goes on working: 1h, 30m, or seconds. [default: not]
+    """
+    client, tenant = as_tenant(door)
+    with client as polyolo:
+        made = polyolo.rotate_oauth_client(client_id, overlap=overlap, tenant=tenant)
+    _show_new(made, json=door.json)
 
 
 @app.command
@@ -103,3 +112,16 @@ def rotate_signing_key(*, door: AsOperator = OPERATOR) -> None:
     with as_operator(door) as polyolo:
         polyolo.rotate_signing_keys()
     show({"rotated": True}, lambda: "Tokens are signed with a new key.", json=door.json)
+
+
+def _show_new(made: OAuthClient, *, json: bool) -> None:
+    if json:
+        show_json(made)
+        return
+    old = (
+        f", the old one is good until {moment(made.previous_until)}" if made.previous_until else ""
+    )
+    say(f"Client {made.id}. Its secret is shown only now{old}:\n")
+    say(f"  export POLYOLO_CLIENT_ID={made.client_id}")
+    say(f"  export POLYOLO_CLIENT_SECRET={made.client_secret}\n")
+    say("With them:  export POLYOLO_API_KEY=$(polyolo oauth token)")

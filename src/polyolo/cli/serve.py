@@ -5,20 +5,33 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 
 from polyolo.cli.door import default_home
+from polyolo.cli.signin import NO_SIGN_IN, SignIn
 
 
 def serve(
-    *, spec: Path, socket: Path | None = None, host: str = "127.0.0.1", port: int = 8800
+    *,
+    spec: Path,
+    settings: Path | None = None,
+    socket: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8800,
 ) -> int:
     """Run one tenant's runtime: the models that a spec document names, behind HTTP and gRPC.
 
+    What a request asks for counts first, then the settings file, then POLYOLO_CONFIDENCE,
+    POLYOLO_IOU, POLYOLO_CLASSES, POLYOLO_MAX_DETECTIONS, POLYOLO_INPUT_SIZE, POLYOLO_ENGINE and
+    POLYOLO_PRECISION in the environment, then the spec.
+
     Args:
         spec: The runtime spec document (JSON).
+        settings: Settings of models (JSON), as in {"*": {"confidence": 0.4}, "city": {"iou": 0.6}};
+            a change of the file is in force within a second.
         socket: Unix socket to listen on, instead of host and port; gRPC's is grpc.sock beside it.
         host: Address to listen on.
         port: Port to listen on; gRPC listens on the port behind it.
@@ -26,7 +39,8 @@ def serve(
     from polyolo.serving.__main__ import main
 
     where = ["--socket", str(socket)] if socket else ["--host", host, "--port", str(port)]
-    return main(["--spec", str(spec), *where])
+    said = ["--settings", str(settings)] if settings else []
+    return main(["--spec", str(spec), *said, *where])
 
 
 def gateway(
@@ -37,6 +51,8 @@ def gateway(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     trusted_proxies: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    slots: int = 0,
+    redis: Annotated[str | None, Parameter(env_var="POLYOLO_REDIS")] = None,
     token: Annotated[str, Parameter(env_var="POLYOLO_GATEWAY_TOKEN", show=False)],
 ) -> int:
     """Run one gateway: the public door of a platform whose control plane runs elsewhere.
@@ -51,6 +67,10 @@ def gateway(
         tls_key: The certificate's private key, PEM.
         trusted_proxies: Network (CIDR) of proxies whose X-Forwarded-For is believed; repeat for
             more. [default: nobody's]
+        slots: Detections inside runtimes at once, of all tenants together, where the runtimes share
+            one machine; 0: no bound.
+        redis: URL of a Redis where gateways count rates together; in the environment if it holds
+            a password. [default: each of N gateways grants 1/N of every rate]
         token: What this gateway proves itself with.
     """
     import uvloop
@@ -67,6 +87,8 @@ def gateway(
         trusted_proxies=checked(trusted_proxies),
         control=control,
         token=token,
+        slots=slots,
+        redis=redis,
     )
     uvloop.run(run(settings))
     return 0
@@ -76,9 +98,15 @@ def control(
     *,
     home: Path | None = None,
     database: Annotated[str, Parameter(env_var="POLYOLO_DATABASE")] = "",
-    store: Path | None = None,
+    store: str = "",
     standard_model: Path,
     audit_days: int = 365,
+    public_url: str = "http://127.0.0.1:8700",
+    registration: Literal["open", "invite", "closed"] | None = None,
+    sign_in: SignIn = NO_SIGN_IN,
+    plans: Annotated[Path | None, Parameter(env_var="POLYOLO_PLANS")] = None,
+    isolation: Literal["best-effort", "strict"] = "best-effort",
+    converter: Annotated[str, Parameter(env_var="POLYOLO_CONVERTER")] = "",
 ) -> int:
     """Run the control plane on the Unix socket `run/control.sock` of its home.
 
@@ -90,23 +118,43 @@ def control(
         home: Directory of everything that is kept. [default: ~/.local/share/polyolo]
         database: SQLAlchemy URL; in the environment if it holds a password.
             [default: SQLite in the home]
-        store: Directory of the model files. [default: artifacts in the home]
+        store: Where the model files are: a directory, or s3://bucket/prefix with AWS_ACCESS_KEY_ID,
+            AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL in the environment.
+            [default: artifacts in the home]
         audit_days: How long the audit log is kept, 184 to 365 days.
+        plans: TOML file of the plans that tenants may be given, one table [[plan]] each, the usual
+            one first. [default: default, free and pro]
+        isolation: strict: do not start where a layer of the runtimes' sandbox is missing (see
+            `polyolo doctor`); best-effort: say so, and go on with the others.
+        converter: What turns uploaded .pt files into ONNX (see `polyolo up --help`).
         standard_model: ONNX file of the model that every tenant may call as `standard`.
+        public_url: Where clients reach the platform; access tokens are issued for it.
+        registration: Who may register: everybody (open), whoever was invited, or nobody (closed).
+            [default: open if the public URL is of this machine, else invite]
     """
     import uvloop
 
     from polyolo import telemetry
     from polyolo.control.app import run
-    from polyolo.control.settings import ControlSettings
+    from polyolo.control.plans import OFFERED, read
+    from polyolo.control.settings import ControlSettings, Registration
+    from polyolo.tls import loopback
 
+    here = loopback(urlsplit(public_url).hostname or "")
     telemetry.configure_logging("control")
     settings = ControlSettings(
         home=(home or default_home()).absolute(),
         database=database,
-        store=store and store.absolute(),
+        store=store,
         audit_days=audit_days,
+        public_url=public_url,
+        registration=Registration(registration or ("open" if here else "invite")),
+        secure_cookies=public_url.startswith("https:"),
+        provider=sign_in.provider(),
+        converter=converter,
         standard=standard_model.absolute(),
+        plans=read(plans) if plans else OFFERED,
+        strict_isolation=isolation == "strict",
     )
     if token := os.environ.get("POLYOLO_GATEWAY_TOKEN"):
         settings = replace(settings, gateway_token=token)

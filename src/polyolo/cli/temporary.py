@@ -24,7 +24,9 @@ _START_LIMIT = (
 )
 _DRAIN_LIMIT = 40.0  # seconds; `polyolo up` allows requests and runtimes 30 to finish
 _POLL = 0.05  # seconds
-_DEEPEST = 40  # characters before /polyolo-…/home/run/t_…/runtime.sock: a socket's path holds 107
+_DEEPEST = (
+    37  # characters before /polyolo-…/home/run/t_…/io/runtime.sock: a socket's path holds 107
+)
 _TAIL = 30  # lines of the log that a failure shows
 
 

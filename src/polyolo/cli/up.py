@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -16,14 +17,20 @@ from cyclopts import Parameter
 from polyolo import models, telemetry, web
 from polyolo.cli.door import default_home
 from polyolo.cli.output import say
+from polyolo.cli.signin import NO_SIGN_IN, SECRET, SignIn
 from polyolo.control import app as control
+from polyolo.control.plans import OFFERED, read
 from polyolo.control.settings import ControlSettings, Registration
 from polyolo.errors import InvalidValueError
 from polyolo.gateway.source import checked
 from polyolo.lifeline import die_with_parent
+from polyolo.serving.cpus import usable_cpus
 from polyolo.tls import Tls, chosen, fingerprint, loopback, reachable
 
 _PAUSE_S = 0.25  # before a gateway that ended is started again: a crash at start must not spin
+_SLOTS_A_CPU = 3
+"""Detections inside runtimes at once for each CPU: one that computes, and what keeps it busy while
+others are on their way there and back."""
 _DRAIN_S = 35.0  # the gateway gives its requests 30, and hands over its usage after that
 
 
@@ -40,7 +47,16 @@ def up(
     public_url: str | None = None,
     registration: Literal["open", "invite", "closed"] | None = None,
     audit_days: int = 365,
+    plans: Annotated[Path | None, Parameter(env_var="POLYOLO_PLANS")] = None,
+    isolation: Literal["best-effort", "strict"] = "best-effort",
+    slots: int | None = None,
+    warm: int = 2,
+    redis: Annotated[str | None, Parameter(env_var="POLYOLO_REDIS")] = None,
+    store: str = "",
+    converter: Annotated[str, Parameter(env_var="POLYOLO_CONVERTER")] = "",
     trusted_proxies: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    release: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    sign_in: SignIn = NO_SIGN_IN,
 ) -> int:
     """Run the whole platform on this machine: control plane, gateway, tenants' runtimes.
 
@@ -63,8 +79,26 @@ def up(
         registration: Who may register: everybody (open), whoever was invited, or nobody (closed).
             [default: open on this machine only, else invite]
         audit_days: How long the audit log is kept, 184 to 365 days.
+        plans: TOML file of the plans that tenants may be given, one table [[plan]] each, the usual
+            one first. [default: default, free and pro]
+        isolation: strict: do not start where a layer of the runtimes' sandbox is missing (see
+            `polyolo doctor`); best-effort: say so, and go on with the others.
+        slots: Detections inside runtimes at once, of all tenants together; the others wait for
+            their turn. 0: no bound. [default: three for each CPU]
+        warm: Runtimes kept ready for tenants that wake, about 100 MB each. 0: none; then the first
+            answer takes half a second.
+        redis: URL of a Redis where gateways count rates together; in the environment if it holds
+            a password. [default: each of N gateways grants 1/N of every rate]
+        store: Where the model files are kept: a directory, or s3://bucket/prefix with
+            AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL in the
+            environment. [default: artifacts in the home]
+        converter: What turns uploaded .pt files into ONNX, in a sandbox: the Python of an
+            environment in which you have installed ultralytics (AGPL-3.0), or a command that
+            takes an input's and an output's path. [default: .pt files are refused]
         trusted_proxies: Network (CIDR) of proxies whose X-Forwarded-For is believed; repeat for
             more. [default: nobody's]
+        release: Another release of the runtimes' program, NAME=/path/to/python of an environment
+            that it is installed in; repeat for more. See `polyolo releases`.
     """
     die_with_parent()
     telemetry.configure_logging("control")
@@ -75,13 +109,36 @@ def up(
         home=home,
         registration=Registration(registration or ("open" if loopback(host) else "invite")),
         secure_cookies=speaking is not None or (public_url or "").startswith("https:"),
+        provider=sign_in.provider(),
         database=database,
         audit_days=audit_days,
+        releases=dict(map(_release, release)),
+        store=store,
+        converter=converter,
         standard=_model_file(standard_model),
         standard_label=standard_model,
+        plans=read(plans) if plans else OFFERED,
+        strict_isolation=isolation == "strict",
+        warm=warm,
     )
-    uvloop.run(_run(settings, host, port, public_url, speaking, proxies))
+    if redis:
+        os.environ["POLYOLO_REDIS"] = redis  # for the gateway, off its command line
+    flags = (
+        *("--slots", str(_SLOTS_A_CPU * usable_cpus() if slots is None else slots)),
+        *(word for network in proxies for word in ("--trusted-proxy", network)),
+    )
+    uvloop.run(_run(settings, host, port, public_url, speaking, flags))
     return 0
+
+
+def _release(given: str) -> tuple[str, tuple[str, ...]]:
+    name, _, python = given.partition("=")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name) or not os.access(python, os.X_OK):
+        raise InvalidValueError(
+            f"--release {given}: write NAME=/path/to/python, with a name of letters, digits, dots "
+            "and dashes and a Python that can be run"
+        )
+    return name, (python, "-m", "polyolo.serving")
 
 
 def _model_file(standard_model: str) -> Path:
@@ -102,7 +159,7 @@ async def _run(
     port: int,
     public_url: str | None,
     tls: Tls | None,
-    proxies: tuple[str, ...],
+    flags: tuple[str, ...],
 ) -> None:
     stop = web.signalled()
     door = web.bind(host=host, port=port)  # ours, so that a gateway's end closes no door
@@ -119,7 +176,7 @@ async def _run(
         arguments = (
             *("--listen", str(door.fileno()), "--control", f"unix:{settings.socket}"),
             *(("--tls-cert", str(tls.certificate), "--tls-key", str(tls.key)) if tls else ()),
-            *(word for network in proxies for word in ("--trusted-proxy", network)),
+            *flags,
         )
         gateway = asyncio.create_task(_gateway(arguments, settings.gateway_token, door.fileno()))
         say(f"polyolo listens on {url}, for gRPC on {port + 1}")
@@ -149,7 +206,10 @@ async def _gateway(arguments: tuple[str, ...], token: str, door: int) -> None:
         "POLYOLO_GATEWAY_TOKEN": token,
         "POLYOLO_PARENT": str(os.getpid()),
     }
-    for secret in ("POLYOLO_OPERATOR_KEY", "POLYOLO_MASTER_KEY", "POLYOLO_DATABASE"):
+    for secret in (
+        *("POLYOLO_OPERATOR_KEY", "POLYOLO_MASTER_KEY", "POLYOLO_DATABASE", SECRET),
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    ):
         environment.pop(secret, None)  # the door has no use for it
     while True:
         child = await asyncio.create_subprocess_exec(

@@ -10,7 +10,7 @@ import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -43,16 +43,32 @@ class File:
 
     path: Path
     progress: Progress | None = None
+    start: int = 0
+    """The first byte that is sent."""
+    size: int | None = None
+    """Bytes of the file, if known: what is appended meanwhile is not sent."""
+
+    def beginning_at(self, start: int) -> File:
+        """Return the rest of the file as a body of its own."""
+        return replace(self, start=start)
+
+    def length(self) -> int:
+        """Return how many bytes are sent."""
+        return self._end() - self.start
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the file's bytes, 1 MiB at a time."""
-        total, sent = self.path.stat().st_size, 0
+        """Yield the bytes, 1 MiB at a time."""
+        end, at = self._end(), self.start
         with self.path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
+            file.seek(at)
+            while chunk := file.read(min(_CHUNK, end - at)):
                 yield chunk
-                sent += len(chunk)
+                at += len(chunk)
                 if self.progress is not None:
-                    self.progress(sent, total)
+                    self.progress(at, end)
+
+    def _end(self) -> int:
+        return self.path.stat().st_size if self.size is None else self.size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +84,9 @@ class Call(Generic[T]):
     body: bytes | File = b""
     repeatable: bool = False
     """True when sending it twice does no more than sending it once."""
+    into: Path | None = None
+    """File that the body of a good answer is written to as it comes, in place of memory; `read`
+    then gets no bytes."""
     anonymous: bool = False
     """True when it says itself who asks: the client's own credential stays at home."""
 
@@ -109,15 +128,39 @@ def call_headers(call: Call[T], api_key: str | None) -> dict[str, str]:
             )
         headers["authorization"] = f"Bearer {api_key}"
     if isinstance(call.body, File):  # else a streamed body goes out chunked, its size unknown
-        headers["content-length"] = str(call.body.path.stat().st_size)
+        headers["content-length"] = str(call.body.length())
     return headers
+
+
+class Download:
+    """The file that an answer is written to: beside its place, and put there once it is whole."""
+
+    def __init__(self, target: Path) -> None:
+        """Open it. Raises OSError."""
+        self._target = target
+        self._part = target.with_name(f".{target.name}.part")
+        self._file = self._part.open("wb")
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        self._file.write(data)
+
+    def finish(self) -> None:
+        """Put the file in its place."""
+        self._file.close()
+        self._part.replace(self._target)
+
+    def close(self) -> None:
+        """Delete what is not finished."""
+        self._file.close()
+        self._part.unlink(missing_ok=True)
 
 
 def read_answer(call: Call[T], response: httpx.Response) -> T:
     """Return the result of a call; raise the error that the server's answer tells of."""
     if response.is_success:
         try:
-            return call.read(response.content)
+            return call.read(b"" if call.into else response.content)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise PolyoloError(
                 f"{response.url.host} answered, but not as polyolo does; "

@@ -71,6 +71,18 @@ def list_oauth_clients(tenant: str = "me") -> Call[list[OAuthClient]]:
     return get(f"{tenant_path(tenant)}/oauth-clients", each(OAuthClient, "clients"))
 
 
+def rotate_oauth_client(
+    client_id: str, *, overlap: str | int | None = None, tenant: str = "me"
+) -> Call[OAuthClient]:
+    """Give an OAuth client a new secret, which is in the answer, this once; its tokens stay good.
+
+    overlap: `1h`, `30m` or seconds for which the old secret goes on working; None: it stops at
+    once.
+    """
+    path = f"{tenant_path(tenant)}/oauth-clients/{quoted(client_id)}/rotate"
+    return post(path, {"overlap": overlap}, one(OAuthClient))
+
+
 def revoke_oauth_client(client_id: str, *, tenant: str = "me") -> Call[None]:
     """Revoke an OAuth client: it gets no more tokens, and those that it has stop working."""
     return delete(f"{tenant_path(tenant)}/oauth-clients/{quoted(client_id)}")

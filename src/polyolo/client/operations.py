@@ -12,15 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
-from polyolo.client.call import Call, File, Progress
+from polyolo.client.call import Call, File
 from polyolo.client.compose import delete, each, get, one, patch, post, quoted, tenant_path
 from polyolo.resources import (
     Model,
+    ModelSettings,
     ModelVersion,
     Tenant,
     Usage,
 )
-from polyolo.types import DetectAnswer, DetectionSettings, RuntimeStatus, TenantState
+from polyolo.types import DetectAnswer, RuntimeStatus, TenantState
 
 T = TypeVar("T")
 
@@ -102,31 +103,6 @@ def delete_tenant(tenant: str) -> Call[None]:
 # --- Models -----------------------------------------------------------------------------------
 
 
-def push_model(
-    name: str,
-    file: str | os.PathLike[str],
-    *,
-    classes: Sequence[str] = (),
-    tenant: str = "me",
-    progress: Progress | None = None,
-) -> Call[ModelVersion]:
-    """Upload a model file as the next version of `name`.
-
-    classes: class names by id, for a file that carries none. progress: told of (bytes sent,
-    bytes in all); the async client calls it from a thread. The first model that a tenant pushes
-    becomes its default; later versions answer once `use_model` says so.
-    Raises ModelRefusedError when the file cannot be served, with the reason.
-    """
-    return Call(
-        method="POST",
-        path=f"{_model_path(tenant, name)}/versions",
-        query=tuple(("classes", label) for label in classes),
-        headers={"content-type": "application/octet-stream"},
-        body=File(Path(file), progress),
-        read=one(ModelVersion),
-    )
-
-
 def list_models(tenant: str = "me") -> Call[list[Model]]:
     """Return the models that a tenant may call, the platform's `standard` one included."""
     return get(f"{tenant_path(tenant)}/models", each(Model, "models"))
@@ -142,16 +118,19 @@ def get_version(name: str, version: int, *, tenant: str = "me") -> Call[ModelVer
     return get(f"{_model_path(tenant, name)}/versions/{version}", one(ModelVersion))
 
 
-def use_model(name: str, version: int, *, tenant: str = "me") -> Call[Model]:
-    """Have a version answer from now on; the change is in force when this returns."""
-    return post(
-        f"{_model_path(tenant, name)}/use", {"version": version}, one(Model), repeatable=True
-    )
+def use_model(name: str, version: int, *, force: bool = False, tenant: str = "me") -> Call[Model]:
+    """Have a version answer from now on; the change is in force when this returns.
+
+    It is compared with the one in use before. Raises BelowToleranceError with the comparison in
+    its `extensions` when it is not good enough; force: put it in use all the same.
+    """
+    fields = {"version": version, "force": force or None}
+    return post(f"{_model_path(tenant, name)}/use", fields, one(Model), repeatable=True)
 
 
 def rollback_model(name: str, *, tenant: str = "me") -> Call[Model]:
-    """Return to the version that answered before the current one."""
-    return post(f"{_model_path(tenant, name)}/rollback", {}, one(Model))
+    """Return to the last good version; does nothing when that was done already."""
+    return post(f"{_model_path(tenant, name)}/rollback", {}, one(Model), repeatable=True)
 
 
 def delete_model(name: str, *, tenant: str = "me") -> Call[None]:
@@ -159,9 +138,9 @@ def delete_model(name: str, *, tenant: str = "me") -> Call[None]:
     return delete(_model_path(tenant, name))
 
 
-def get_settings(name: str, *, tenant: str = "me") -> Call[DetectionSettings]:
-    """Return what counts as a detection where a request does not say."""
-    return get(f"{_model_path(tenant, name)}/settings", one(DetectionSettings))
+def get_settings(name: str, *, tenant: str = "me") -> Call[ModelSettings]:
+    """Return how a model is served where a request does not say."""
+    return get(f"{_model_path(tenant, name)}/settings", one(ModelSettings))
 
 
 def change_settings(
@@ -171,18 +150,29 @@ def change_settings(
     iou: float | None = None,
     classes: Sequence[int | str] | None = None,
     max_detections: int | None = None,
+    input_size: int | None = None,
+    engine: str | None = None,
+    precision: str | None = None,
+    tolerance: float | None = None,
     tenant: str = "me",
-) -> Call[DetectionSettings]:
-    """Change a model's settings; None leaves one as it is, no classes (`()`) means all again."""
+) -> Call[ModelSettings]:
+    """Change a model's settings; None leaves one as it is, no classes (`()`) means all again.
+
+    input_size, engine and precision take effect by opening the model anew; see ModelSettings.
+    """
     fields: dict[str, Any] = {
         "confidence": confidence,
         "iou": iou,
         "max_detections": max_detections,
+        "input_size": input_size,
+        "engine": engine,
+        "precision": precision,
+        "tolerance": tolerance,
     }
     given = {key: value for key, value in fields.items() if value is not None}
     if classes is not None:
         given["classes"] = list(classes) or None
-    return patch(f"{_model_path(tenant, name)}/settings", given, one(DetectionSettings))
+    return patch(f"{_model_path(tenant, name)}/settings", given, one(ModelSettings))
 
 
 # --- Runtime and usage ------------------------------------------------------------------------

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, ParamSpec, Self, TypeVar
 
 import httpx
 
 from polyolo import __version__
-from polyolo.client import accounts, auditing, credentials, operations
+from polyolo.client import (
+    accounts,
+    auditing,
+    credentials,
+    limiting,
+    operations,
+    privacy,
+    storage,
+    system,
+    trials,
+    uploads,
+    warming,
+)
 from polyolo.client.call import (
     DEFAULT_URL,
     Call,
+    Download,
     File,
     base_url,
     call_headers,
@@ -26,6 +39,8 @@ from polyolo.client.call import (
     read_answer,
     trusted,
 )
+from polyolo.client.methods import awaiting, blocking, conversing, conversing_async
+from polyolo.client.uploads import Pause, Step
 from polyolo.errors import PolyoloError
 
 P = ParamSpec("P")
@@ -71,38 +86,6 @@ class _Session:
         raise NotImplementedError
 
 
-def _blocking(operation: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
-    @functools.wraps(operation)
-    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.send(operation(*args, **kwargs))
-
-    return _as_method(method)
-
-
-def _awaiting(
-    operation: Callable[P, Call[T]],
-) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
-    @functools.wraps(operation)
-    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self.send(operation(*args, **kwargs))
-
-    return _as_method(method)
-
-
-M = TypeVar("M", bound=Callable[..., object])
-
-
-def _as_method(method: M) -> M:
-    """Have `help()` show the method: a self to leave out, and the result without its Call."""
-    signature = inspect.signature(method)
-    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    result = str(signature.return_annotation).removeprefix("Call[").removesuffix("]")
-    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[itself, *signature.parameters.values()], return_annotation=result
-    )
-    return method
-
-
 class Client(_Session):
     """Use polyolo from blocking code. Threads may share one client; close it, or use `with`."""
 
@@ -127,20 +110,40 @@ class Client(_Session):
             time.sleep(wait)
         raise AssertionError("unreachable: the loop has no end")
 
+    def take(self, step: Step) -> Any:
+        """Take one step of a conversation, and return what came of it."""
+        if isinstance(step, Call):
+            return self.send(step)
+        return time.sleep(step.seconds) if isinstance(step, Pause) else step()
+
     def _once(self, call: Call[T], timeout: float) -> T:
         content = call.body.chunks() if isinstance(call.body, File) else call.body
+        request = self._http.build_request(
+            call.method,
+            self.url + call.path,
+            params=call.query,
+            headers=call_headers(call, self.api_key),
+            content=content,
+            timeout=timeout,
+        )
         try:
-            response = self._http.request(
-                call.method,
-                self.url + call.path,
-                params=call.query,
-                headers=call_headers(call, self.api_key),
-                content=content,
-                timeout=timeout,
-            )
+            response = self._http.send(request, stream=True)
+            try:
+                if call.into is not None and response.is_success:
+                    self._download(response, call.into)
+                else:
+                    response.read()
+            finally:
+                response.close()
         except httpx.TransportError as error:
             raise connection_error(error, self.url) from error
         return read_answer(call, response)
+
+    def _download(self, response: httpx.Response, target: Path) -> None:
+        with closing(Download(target)) as download:
+            for chunk in response.iter_bytes():
+                download.write(chunk)
+            download.finish()
 
     def close(self) -> None:
         """Close the connections."""
@@ -152,52 +155,83 @@ class Client(_Session):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    detect = _blocking(operations.detect)
-    detect_annotated = _blocking(operations.detect_annotated)
+    detect = blocking(operations.detect)
+    detect_annotated = blocking(operations.detect_annotated)
 
-    create_tenant = _blocking(operations.create_tenant)
-    list_tenants = _blocking(operations.list_tenants)
-    get_tenant = _blocking(operations.get_tenant)
-    suspend_tenant = _blocking(operations.suspend_tenant)
-    resume_tenant = _blocking(operations.resume_tenant)
-    delete_tenant = _blocking(operations.delete_tenant)
+    create_tenant = blocking(operations.create_tenant)
+    list_tenants = blocking(operations.list_tenants)
+    get_tenant = blocking(operations.get_tenant)
+    grant_storage = blocking(storage.grant_storage)
+    get_storage = blocking(storage.get_storage)
+    withdraw_storage = blocking(storage.withdraw_storage)
+    suspend_tenant = blocking(operations.suspend_tenant)
+    resume_tenant = blocking(operations.resume_tenant)
+    delete_tenant = blocking(operations.delete_tenant)
+    change_plan = blocking(limiting.change_plan)
+    get_limits = blocking(limiting.get_limits)
+    change_limits = blocking(limiting.change_limits)
+    warm = blocking(warming.warm)
+    get_schedule = blocking(warming.get_schedule)
+    set_schedule = blocking(warming.set_schedule)
 
-    create_key = _blocking(credentials.create_key)
-    list_keys = _blocking(credentials.list_keys)
-    rotate_key = _blocking(credentials.rotate_key)
-    revoke_key = _blocking(credentials.revoke_key)
+    create_key = blocking(credentials.create_key)
+    list_keys = blocking(credentials.list_keys)
+    rotate_key = blocking(credentials.rotate_key)
+    revoke_key = blocking(credentials.revoke_key)
 
-    create_oauth_client = _blocking(credentials.create_oauth_client)
-    list_oauth_clients = _blocking(credentials.list_oauth_clients)
-    revoke_oauth_client = _blocking(credentials.revoke_oauth_client)
-    access_token = _blocking(credentials.access_token)
-    rotate_signing_keys = _blocking(credentials.rotate_signing_keys)
+    create_oauth_client = blocking(credentials.create_oauth_client)
+    list_oauth_clients = blocking(credentials.list_oauth_clients)
+    rotate_oauth_client = blocking(credentials.rotate_oauth_client)
+    revoke_oauth_client = blocking(credentials.revoke_oauth_client)
+    access_token = blocking(credentials.access_token)
+    rotate_signing_keys = blocking(credentials.rotate_signing_keys)
 
-    register = _blocking(accounts.register)
-    accept_invitation = _blocking(accounts.accept_invitation)
-    list_users = _blocking(accounts.list_users)
-    change_role = _blocking(accounts.change_role)
-    remove_user = _blocking(accounts.remove_user)
-    invite = _blocking(accounts.invite)
-    list_invitations = _blocking(accounts.list_invitations)
-    withdraw_invitation = _blocking(accounts.withdraw_invitation)
+    register = blocking(accounts.register)
+    accept_invitation = blocking(accounts.accept_invitation)
+    list_users = blocking(accounts.list_users)
+    change_role = blocking(accounts.change_role)
+    remove_user = blocking(accounts.remove_user)
+    invite = blocking(accounts.invite)
+    list_invitations = blocking(accounts.list_invitations)
+    withdraw_invitation = blocking(accounts.withdraw_invitation)
 
-    list_audit = _blocking(auditing.list_audit)
-    verify_audit = _blocking(auditing.verify_audit)
+    list_audit = blocking(auditing.list_audit)
+    verify_audit = blocking(auditing.verify_audit)
 
-    push_model = _blocking(operations.push_model)
-    list_models = _blocking(operations.list_models)
-    get_model = _blocking(operations.get_model)
-    get_version = _blocking(operations.get_version)
-    use_model = _blocking(operations.use_model)
-    rollback_model = _blocking(operations.rollback_model)
-    delete_model = _blocking(operations.delete_model)
-    get_settings = _blocking(operations.get_settings)
-    change_settings = _blocking(operations.change_settings)
+    export_tenant = blocking(privacy.export_tenant)
+    erase_tenant = blocking(privacy.erase_tenant)
+    get_erasure = blocking(privacy.get_erasure)
+    list_erasures = blocking(privacy.list_erasures)
+    get_isolation = blocking(system.get_isolation)
 
-    get_runtime = _blocking(operations.get_runtime)
-    usage = _blocking(operations.usage)
-    list_usage = _blocking(operations.list_usage)
+    push_model = conversing(uploads.push_model)
+    register_model = blocking(storage.register_model)
+    list_uploads = blocking(uploads.list_uploads)
+    get_upload = blocking(uploads.get_upload)
+    cancel_upload = blocking(uploads.cancel_upload)
+    list_models = blocking(operations.list_models)
+    get_model = blocking(operations.get_model)
+    get_version = blocking(operations.get_version)
+    use_model = blocking(operations.use_model)
+    rollback_model = blocking(operations.rollback_model)
+    delete_model = blocking(operations.delete_model)
+    get_settings = blocking(operations.get_settings)
+    change_settings = blocking(operations.change_settings)
+    compare_version = blocking(trials.compare_version)
+    delete_version = blocking(trials.delete_version)
+    begin_rollout = blocking(trials.begin_rollout)
+    promote_rollout = blocking(trials.promote_rollout)
+    abort_rollout = blocking(trials.abort_rollout)
+    list_golden = blocking(trials.list_golden)
+    put_golden = blocking(trials.put_golden)
+    delete_golden = blocking(trials.delete_golden)
+    list_releases = blocking(trials.list_releases)
+    move_release = blocking(trials.move_release)
+    set_release = blocking(trials.set_release)
+
+    get_runtime = blocking(operations.get_runtime)
+    usage = blocking(operations.usage)
+    list_usage = blocking(operations.list_usage)
 
 
 class AsyncClient(_Session):
@@ -226,20 +260,42 @@ class AsyncClient(_Session):
             await asyncio.sleep(wait)
         raise AssertionError("unreachable: the loop has no end")
 
+    async def take(self, step: Step) -> Any:
+        """Take one step of a conversation, and return what came of it."""
+        if isinstance(step, Call):
+            return await self.send(step)
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        return await asyncio.to_thread(step)
+
     async def _once(self, call: Call[T], timeout: float) -> T:  # noqa: ASYNC109 - handed to httpx
         content = _in_thread(call.body) if isinstance(call.body, File) else call.body
+        request = self._http.build_request(
+            call.method,
+            self.url + call.path,
+            params=call.query,
+            headers=call_headers(call, self.api_key),
+            content=content,
+            timeout=timeout,
+        )
         try:
-            response = await self._http.request(
-                call.method,
-                self.url + call.path,
-                params=call.query,
-                headers=call_headers(call, self.api_key),
-                content=content,
-                timeout=timeout,
-            )
+            response = await self._http.send(request, stream=True)
+            try:
+                if call.into is not None and response.is_success:
+                    await self._download(response, call.into)
+                else:
+                    await response.aread()
+            finally:
+                await response.aclose()
         except httpx.TransportError as error:
             raise connection_error(error, self.url) from error
         return read_answer(call, response)
+
+    async def _download(self, response: httpx.Response, target: Path) -> None:
+        with closing(Download(target)) as download:
+            async for chunk in response.aiter_bytes(1 << 18):
+                await asyncio.to_thread(download.write, chunk)  # a slow disk is a thread's business
+            download.finish()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -251,52 +307,83 @@ class AsyncClient(_Session):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    detect = _awaiting(operations.detect)
-    detect_annotated = _awaiting(operations.detect_annotated)
+    detect = awaiting(operations.detect)
+    detect_annotated = awaiting(operations.detect_annotated)
 
-    create_tenant = _awaiting(operations.create_tenant)
-    list_tenants = _awaiting(operations.list_tenants)
-    get_tenant = _awaiting(operations.get_tenant)
-    suspend_tenant = _awaiting(operations.suspend_tenant)
-    resume_tenant = _awaiting(operations.resume_tenant)
-    delete_tenant = _awaiting(operations.delete_tenant)
+    create_tenant = awaiting(operations.create_tenant)
+    list_tenants = awaiting(operations.list_tenants)
+    get_tenant = awaiting(operations.get_tenant)
+    grant_storage = awaiting(storage.grant_storage)
+    get_storage = awaiting(storage.get_storage)
+    withdraw_storage = awaiting(storage.withdraw_storage)
+    suspend_tenant = awaiting(operations.suspend_tenant)
+    resume_tenant = awaiting(operations.resume_tenant)
+    delete_tenant = awaiting(operations.delete_tenant)
+    change_plan = awaiting(limiting.change_plan)
+    get_limits = awaiting(limiting.get_limits)
+    change_limits = awaiting(limiting.change_limits)
+    warm = awaiting(warming.warm)
+    get_schedule = awaiting(warming.get_schedule)
+    set_schedule = awaiting(warming.set_schedule)
 
-    create_key = _awaiting(credentials.create_key)
-    list_keys = _awaiting(credentials.list_keys)
-    rotate_key = _awaiting(credentials.rotate_key)
-    revoke_key = _awaiting(credentials.revoke_key)
+    create_key = awaiting(credentials.create_key)
+    list_keys = awaiting(credentials.list_keys)
+    rotate_key = awaiting(credentials.rotate_key)
+    revoke_key = awaiting(credentials.revoke_key)
 
-    create_oauth_client = _awaiting(credentials.create_oauth_client)
-    list_oauth_clients = _awaiting(credentials.list_oauth_clients)
-    revoke_oauth_client = _awaiting(credentials.revoke_oauth_client)
-    access_token = _awaiting(credentials.access_token)
-    rotate_signing_keys = _awaiting(credentials.rotate_signing_keys)
+    create_oauth_client = awaiting(credentials.create_oauth_client)
+    list_oauth_clients = awaiting(credentials.list_oauth_clients)
+    rotate_oauth_client = awaiting(credentials.rotate_oauth_client)
+    revoke_oauth_client = awaiting(credentials.revoke_oauth_client)
+    access_token = awaiting(credentials.access_token)
+    rotate_signing_keys = awaiting(credentials.rotate_signing_keys)
 
-    register = _awaiting(accounts.register)
-    accept_invitation = _awaiting(accounts.accept_invitation)
-    list_users = _awaiting(accounts.list_users)
-    change_role = _awaiting(accounts.change_role)
-    remove_user = _awaiting(accounts.remove_user)
-    invite = _awaiting(accounts.invite)
-    list_invitations = _awaiting(accounts.list_invitations)
-    withdraw_invitation = _awaiting(accounts.withdraw_invitation)
+    register = awaiting(accounts.register)
+    accept_invitation = awaiting(accounts.accept_invitation)
+    list_users = awaiting(accounts.list_users)
+    change_role = awaiting(accounts.change_role)
+    remove_user = awaiting(accounts.remove_user)
+    invite = awaiting(accounts.invite)
+    list_invitations = awaiting(accounts.list_invitations)
+    withdraw_invitation = awaiting(accounts.withdraw_invitation)
 
-    list_audit = _awaiting(auditing.list_audit)
-    verify_audit = _awaiting(auditing.verify_audit)
+    list_audit = awaiting(auditing.list_audit)
+    verify_audit = awaiting(auditing.verify_audit)
 
-    push_model = _awaiting(operations.push_model)
-    list_models = _awaiting(operations.list_models)
-    get_model = _awaiting(operations.get_model)
-    get_version = _awaiting(operations.get_version)
-    use_model = _awaiting(operations.use_model)
-    rollback_model = _awaiting(operations.rollback_model)
-    delete_model = _awaiting(operations.delete_model)
-    get_settings = _awaiting(operations.get_settings)
-    change_settings = _awaiting(operations.change_settings)
+    export_tenant = awaiting(privacy.export_tenant)
+    erase_tenant = awaiting(privacy.erase_tenant)
+    get_erasure = awaiting(privacy.get_erasure)
+    list_erasures = awaiting(privacy.list_erasures)
+    get_isolation = awaiting(system.get_isolation)
 
-    get_runtime = _awaiting(operations.get_runtime)
-    usage = _awaiting(operations.usage)
-    list_usage = _awaiting(operations.list_usage)
+    push_model = conversing_async(uploads.push_model)
+    register_model = awaiting(storage.register_model)
+    list_uploads = awaiting(uploads.list_uploads)
+    get_upload = awaiting(uploads.get_upload)
+    cancel_upload = awaiting(uploads.cancel_upload)
+    list_models = awaiting(operations.list_models)
+    get_model = awaiting(operations.get_model)
+    get_version = awaiting(operations.get_version)
+    use_model = awaiting(operations.use_model)
+    rollback_model = awaiting(operations.rollback_model)
+    delete_model = awaiting(operations.delete_model)
+    get_settings = awaiting(operations.get_settings)
+    change_settings = awaiting(operations.change_settings)
+    compare_version = awaiting(trials.compare_version)
+    delete_version = awaiting(trials.delete_version)
+    begin_rollout = awaiting(trials.begin_rollout)
+    promote_rollout = awaiting(trials.promote_rollout)
+    abort_rollout = awaiting(trials.abort_rollout)
+    list_golden = awaiting(trials.list_golden)
+    put_golden = awaiting(trials.put_golden)
+    delete_golden = awaiting(trials.delete_golden)
+    list_releases = awaiting(trials.list_releases)
+    move_release = awaiting(trials.move_release)
+    set_release = awaiting(trials.set_release)
+
+    get_runtime = awaiting(operations.get_runtime)
+    usage = awaiting(operations.usage)
+    list_usage = awaiting(operations.list_usage)
 
 
 async def _in_thread(file: File) -> AsyncIterator[bytes]:

@@ -3,41 +3,72 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from copy import copy
 from dataclasses import dataclass
+from functools import cache, partial
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, ProcessCollector
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
+from starlette.routing import Router
 from starlette.types import ASGIApp
 
 import polyolo
-from polyolo import web
-from polyolo.control import db, home, internal, names, problems, rotation
-from polyolo.control.admission import Admission
-from polyolo.control.api import accounts, models, oauth, tenants
+from polyolo import telemetry, web
+from polyolo.control import conversion, db, home, internal, names, problems, rotation
+from polyolo.control.admission import Admission, admit_standard
+from polyolo.control.adoption import adopt
+from polyolo.control.api import (
+    accounts,
+    limits,
+    models,
+    oauth,
+    privacy,
+    releases,
+    signin_oidc,
+    storage,
+    system,
+    tenants,
+    trials,
+    uploads,
+    warming,
+)
 from polyolo.control.api import audit as log
 from polyolo.control.api.asking import SCHEMES
-from polyolo.control.artifacts import ArtifactStore
+from polyolo.control.arrivals import Arrivals
+from polyolo.control.artifacts import Artifacts
 from polyolo.control.bodylimit import BodyLimit
 from polyolo.control.calls import Audited, Recorder
 from polyolo.control.changes import Changes
+from polyolo.control.external import External
+from polyolo.control.gate import Gate
 from polyolo.control.guesses import REGISTRATIONS, Guesses
-from polyolo.control.leader import Leader, identity
+from polyolo.control.leader import Leader, Worker, identity
 from polyolo.control.migrations.upgrade import migrate
-from polyolo.control.passwords import Passwords
+from polyolo.control.objects import DirectoryStore, ObjectStore
 from polyolo.control.plane import Plane
 from polyolo.control.reconciler import Reconciler
 from polyolo.control.secrets import SealedError
-from polyolo.control.service import audit, standard
+from polyolo.control.service import artifacts, audit, erasures, standard
 from polyolo.control.service.ledger import Ledger
 from polyolo.control.service.signing import Signer
+from polyolo.control.service.storages import Storages
 from polyolo.control.service.vault import Vault
 from polyolo.control.settings import ControlSettings
 from polyolo.control.throttle import Throttle
+from polyolo.control.trials import Trials
 from polyolo.control.witness import Keeper
 from polyolo.drivers.process import ProcessDriver
+from polyolo.sandbox.layers import Isolation
+from polyolo.sandbox.probe import probe
+from polyolo.sandbox.report import lacking
+
+_STARTS_A_CPU = 2
+"""Runtimes that start at once for each CPU: a start keeps one busy, but for reading files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +86,9 @@ class Control:
         self.plane.changes.close()
 
 
-def build(plane: Plane, leader: Leader, recorder: Recorder) -> ASGIApp:
-    """Return the control API as an ASGI app."""
+@cache
+def _described() -> FastAPI:
+    """Return the API's routes, with nothing behind them: describing them takes a while."""
     app = FastAPI(
         title="polyolo",
         version=polyolo.__version__,
@@ -64,20 +96,36 @@ def build(plane: Plane, leader: Leader, recorder: Recorder) -> ASGIApp:
         redirect_slashes=False,
         redoc_url=None,
     )
-    app.state.plane = plane
     problems.install(app)
     for routes in (
         accounts.routes,
+        signin_oidc.routes,
+        signin_oidc.own,
         tenants.routes,
+        privacy.routes,
+        limits.routes,
+        warming.routes,
         oauth.routes,
         oauth.platform,
         models.routes,
+        uploads.routes,
+        storage.routes,
+        trials.routes,
+        releases.routes,
         log.routes,
+        system.routes,
     ):
         app.include_router(
             routes, prefix="/api/v1", dependencies=SCHEMES, responses=problems.DESCRIBED
         )
     app.include_router(oauth.public)
+    return app
+
+
+def build(plane: Plane, leader: Leader, recorder: Recorder) -> ASGIApp:
+    """Return the control API as an ASGI app."""
+    app = copy(_described())
+    app.state = State({"plane": plane})
 
     async def live() -> str:
         return "" if leader.alive() else "the reconciler has stopped"
@@ -88,9 +136,9 @@ def build(plane: Plane, leader: Leader, recorder: Recorder) -> ASGIApp:
 
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    app.router.routes += internal.routes(plane)
-    app.router.routes += web.probes(live=live, ready=ready, registry=registry)
-    audited = Audited(BodyLimit(app), recorder, plane.ledger)
+    probes = web.probes(live=live, ready=ready, registry=registry)
+    routes = Router([*internal.routes(plane), *probes], default=app, redirect_slashes=False)
+    audited = Audited(BodyLimit(routes), recorder, plane.ledger)
     return web.Service(audited, access_log=True)
 
 
@@ -114,6 +162,7 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
     stack.enter_context(home.held(settings.home))
     operator_key = home.operator_key(settings.home)
     settings.run.mkdir(mode=0o700, exist_ok=True)
+    isolation = _isolation(settings, stack)
     engine = db.open_engine(settings.database_url)
     stack.callback(engine.dispose)
     migrate(engine)
@@ -127,36 +176,78 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
     stack.callback(recorder.close)
     changes = Changes(ledger.revision())
     ledger.listeners.append(changes.publish)
-    store = ArtifactStore(settings.artifacts)
-    admission = Admission(ledger, store, settings.inspect_command)
-    admission.admit_file(
+    storages = Storages(ledger, vault)
+    store = Artifacts(_objects(settings), partial(artifacts.key_of, ledger, vault), storages.file)
+    isolation = probe()
+    converter = conversion.chosen(settings.converter)
+    gate = Gate(ledger, store, vault, settings.compare_command, isolation)
+    adopt(ledger, store, settings.artifacts)
+    admit_standard(
+        ledger,
+        store,
+        settings.inspect_command,
+        isolation,
         settings.standard,
         lambda artifact: standard.choose(ledger, artifact, settings.standard_label),
     )
-    admission.sweep()
 
-    def begin(guarded: Ledger, leads: Callable[[], bool]) -> tuple[Reconciler, Callable[[], None]]:
+    def begin(
+        guarded: Ledger, leads: Callable[[], bool]
+    ) -> tuple[Sequence[Worker], Callable[[], None]]:
         driver = ProcessDriver(
             settings.run,
             settings.runtime_command,
             environment=settings.runtime_environment,
+            releases=settings.releases,
             drain_s=settings.drain_s,
+            warm=settings.warm,
+            isolation=isolation,
+            put=store.put,
+            key_of=lambda tenant: artifacts.key_of(guarded, vault, tenant).hex(),
+        )
+        admission = Admission(
+            guarded,
+            store,
+            storages,
+            settings.inspect_command,
+            isolation,
+            settings.plans,
+            converter=converter,
+            leads=leads,
+        )
+        tried = Trials(
+            guarded, Gate(guarded, store, vault, settings.compare_command, isolation), leads=leads
         )
         reconciler = Reconciler(
             guarded,
             driver,
-            locate=lambda digest: str(store.path(digest).absolute()),
-            discard=admission.discard,
+            locate=store.uri,
+            discard=admission.forget,
+            erase=partial(
+                erasures.advance,
+                guarded,
+                vault,
+                platform=settings.public_url.rstrip("/"),
+                audit_days=settings.audit_days,
+                discard=admission.forget,
+            ),
+            plans=settings.plans,
             leads=leads,
+            tell=tried.tell,
+            told=changes.everywhere,
             workers=settings.workers,
+            starts=_STARTS_A_CPU * len(os.sched_getaffinity(0)),
         )
+        workers: tuple[Worker, ...] = (reconciler, admission, tried)
         try:
-            reconciler.start()
+            for worker in workers:
+                worker.start()
         except BaseException:
-            reconciler.stop()
+            for worker in workers:
+                worker.stop()
             driver.close()
             raise
-        return reconciler, driver.close
+        return workers, driver.close
 
     leader = Leader(ledger, changes, identity(settings.home / "lock"), begin)
     stack.callback(leader.stop)
@@ -166,13 +257,18 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
         operator_digest=names.digest(operator_key),
         ledger=ledger,
         store=store,
-        admission=admission,
+        storages=storages,
+        arrivals=Arrivals(),
+        gate=gate,
         changes=changes,
+        leader=leader,
+        isolation=isolation,
         vault=vault,
         token_signer=Signer(ledger, vault, settings.public_url),
-        passwords=Passwords(),
-        guesses=Guesses(ledger.clock),
+        passwords=settings.passwords,
+        guesses=Guesses(ledger=ledger, vault=vault),
         registrations=Throttle(REGISTRATIONS, ledger.clock),
+        external=_external(settings, ledger, vault),
     )
     return Control(
         settings=settings,
@@ -181,6 +277,42 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
         plane=plane,
         leader=leader,
     )
+
+
+def _external(settings: ControlSettings, ledger: Ledger, vault: Vault) -> External | None:
+    if settings.provider is None:
+        return None
+    with ledger.changing() as transaction:
+        vault.prepare(transaction.connection)
+        key = vault.fingerprint(transaction.connection, "key", "cookies.sign-in")
+    return External.of(
+        settings.provider, settings.public_url, bytes.fromhex(key), lambda: ledger.clock()
+    )
+
+
+def _isolation(settings: ControlSettings, stack: ExitStack) -> Isolation:
+    """Return what confines processes here; end what a platform that was killed left running."""
+    isolation = probe()
+    if groups := isolation.groups:
+        stack.callback(groups.close)
+        groups.sweep()
+    if missing := lacking(isolation):
+        said = "; ".join(missing)
+        if settings.strict_isolation:
+            raise OSError(
+                f"this host does not give all of the isolation that strict asks for: {said}. "
+                "Mend that, or start without --isolation strict"
+            )
+        telemetry.logger("isolation").warning("tenants are not fully isolated", missing=said)
+    return isolation
+
+
+def _objects(settings: ControlSettings) -> ObjectStore:
+    if settings.store.startswith("s3://"):
+        from polyolo.control.bucket import Bucket
+
+        return Bucket(settings.store)
+    return DirectoryStore(settings.artifacts)
 
 
 async def run(settings: ControlSettings, *, stop: asyncio.Event | None = None) -> None:

@@ -20,7 +20,9 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         path: str = scope.get("path", "")
-        if path.endswith("/versions") or path.startswith("/internal/"):
+        streams = path.endswith("/versions") or ("/uploads/" in path and scope["method"] == "PATCH")
+        streams = streams or ("/golden/" in path and scope["method"] == "PUT")
+        if streams or path.startswith("/internal/"):
             await self._app(scope, receive, send)
             return
         detail = f"the body is larger than the {LIMIT_BYTES:,} bytes allowed here"

@@ -13,8 +13,9 @@ from concurrent.futures import Future
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyolo.control.api.asking import declared
+from polyolo.control.api.asking import about, declared
 from polyolo.control.audit import Entry, cleaned
+from polyolo.control.service import credentials
 from polyolo.control.service.ledger import SOURCE, Ledger, actor
 from polyolo.errors import NotReadyError
 from polyolo.types import Principal
@@ -68,6 +69,7 @@ class Recorder:
                 with self._ledger.changing() as transaction:
                     for entry, _ in batch:
                         transaction.record(entry)
+                    credentials.used(transaction)
             except Exception as error:  # noqa: BLE001  # whoever waits for the entry is told
                 failure = error
             for _, done in batch:
@@ -89,7 +91,7 @@ class Audited:
     def __init__(self, app: ASGIApp, recorder: Recorder, ledger: Ledger) -> None:
         self._app = app
         self._recorder = recorder
-        self._clock = ledger.clock
+        self._ledger = ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -100,15 +102,20 @@ class Audited:
         source = dict(scope["headers"]).get(b"polyolo-client-address", b"").decode("latin-1")
         SOURCE.set(cleaned(source, 64))
         begun = False
+        unwritten: Exception | None = None
 
         async def record(status: int) -> None:
-            entry = _entry(scope, status, self._clock(), SOURCE.get())
+            entry = _entry(scope, status, self._ledger.clock(), SOURCE.get())
             await asyncio.wrap_future(self._recorder.write(entry))
 
         async def send_after_record(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, unwritten
             if message["type"] == "http.response.start":
-                await record(message["status"])
+                try:
+                    await record(message["status"])
+                except Exception as error:
+                    unwritten = error
+                    raise
                 begun = True
             await send(message)
 
@@ -119,6 +126,8 @@ class Audited:
                 await record(CLIENT_CLOSED_REQUEST)
             raise
         except Exception as error:  # raised on, to the layer that answers it
+            if unwritten is not None:  # the layers between took its answer for begun
+                raise unwritten from None
             if not begun:
                 known = as_polyolo_error(error)
                 await record(500 if known is None else known.status)
@@ -134,8 +143,9 @@ def _entry(scope: Scope, status: int, now: float, source: str) -> Entry:
         kind="call",
         actor=cleaned("nobody" if who is None else actor(who), 100),
         action=declared(scope.get("route")) or "unknown",
-        tenant=state.get("tenant") or (None if who is None else who.tenant),
+        tenant=about(state),
         resource=cleaned(f"{method} {path}", 200),
+        detail=cleaned(state.get("why", ""), 300),
         source=source,
         status=status,
     )

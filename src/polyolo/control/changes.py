@@ -49,31 +49,52 @@ class Changes:
                 if left <= 0 or self.closed:
                     return False
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(waiter[1], left)
+                    # Not wait_for: until Python 3.12 it loses a cancellation that comes together
+                    # with the result.
+                    async with asyncio.timeout(left):
+                        await waiter[1]
             finally:
                 with self._lock:
                     self._waiting.discard(waiter)
 
-    async def newer(self, gateway: str, revision: int, seconds: float) -> bool:
-        """Wait for another revision than the one that this gateway has put in force.
+    async def newer(self, gateway: str, revision: int, gateways: int, seconds: float) -> bool:
+        """Wait for another revision than the one that this gateway has put in force, or another
+        number of gateways than it knows of (-1: whatever it is).
 
-        Another, not a later one: a database restored from a backup begins lower.
+        Another, not a later one: a database restored from a backup begins lower. Cancelling it
+        means that the gateway is gone.
         """
-        self._gateways[gateway] = (revision, float("inf"))  # here while it waits
+        now = time.monotonic()
+        for name in [name for name, (_, gone) in self._gateways.items() if now > gone]:
+            del self._gateways[name]
+        mine = self._gateways[gateway] = (revision, float("inf"))  # here while it waits
         self._wake()
         try:
-            return await self.until(lambda: self.revision != revision, seconds)
-        finally:
-            self._gateways[gateway] = (revision, time.monotonic() + _PRESENT_S)
+            found = await self.until(
+                lambda: self.revision != revision or gateways not in (-1, self.gateways()), seconds
+            )
+        except asyncio.CancelledError:
+            if self._gateways.get(gateway) is mine:  # else it has asked again already
+                del self._gateways[gateway]
+                self._wake()
+            raise
+        self._gateways[gateway] = (revision, time.monotonic() + _PRESENT_S)
+        return found
+
+    def gateways(self) -> int:
+        """Return how many gateways are present. Any thread."""
+        now = time.monotonic()
+        return sum(bool(name) and now <= gone for name, (_, gone) in list(self._gateways.items()))
 
     async def at_gateways(self, revision: int, seconds: float) -> bool:
         """Wait until every gateway that is present has put `revision` in force."""
 
-        def everywhere() -> bool:
-            now = time.monotonic()
-            return all(has >= revision or now > gone for has, gone in list(self._gateways.values()))
+        return await self.until(lambda: self.everywhere(revision), seconds)
 
-        return await self.until(everywhere, seconds)
+    def everywhere(self, revision: int) -> bool:
+        """Say whether every gateway that is present has put `revision` in force. Any thread."""
+        now = time.monotonic()
+        return all(has >= revision or now > gone for has, gone in list(self._gateways.values()))
 
     def _wake(self) -> None:
         with self._lock:

@@ -11,31 +11,52 @@ from polyolo.errors import ForbiddenError
 
 CSRF_HEADER = "x-csrf-token"
 
-_PLAIN = "polyolo_session"
-_SECURE = "__Host-polyolo_session"
-"""A browser takes this name only from our own host, over TLS: no neighbour can plant it."""
+_SESSION = "polyolo_session"
+_SIGN_IN = "polyolo_sign_in"
+_SECURE = "__Host-"
+"""A browser takes a name that begins so only from our own host, over TLS: no neighbour can plant
+one."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def session_of(headers: Mapping[str, str], *, secure: bool) -> str:
     """Return the session's id in a request's cookies; "" without one."""
-    try:
-        cookies = SimpleCookie(headers.get("cookie", ""))
-    except CookieError:
-        return ""
-    found = cookies.get(_SECURE if secure else _PLAIN)
-    return found.value if found else ""
+    return _value(_SESSION, headers, secure=secure)
 
 
 def set_cookie(session: str, *, secure: bool) -> str:
     """Return the Set-Cookie header of a new session; it lasts until the browser is closed."""
-    name = f"{_SECURE if secure else _PLAIN}={session}"
-    return f"{name}; Path=/; HttpOnly; SameSite=Lax{'; Secure' if secure else ''}"
+    return _line(_SESSION, session, secure=secure)
 
 
 def drop_cookie(*, secure: bool) -> str:
     """Return the Set-Cookie header that makes a browser forget the session."""
-    return f"{set_cookie('', secure=secure)}; Max-Age=0"
+    return _line(_SESSION, "", secure=secure, seconds=0)
+
+
+def sign_in_of(headers: Mapping[str, str], *, secure: bool) -> str:
+    """Return the sealed sign-in that a browser has under way; "" without one."""
+    return _value(_SIGN_IN, headers, secure=secure)
+
+
+def set_sign_in(sealed: str, seconds: int, *, secure: bool) -> str:
+    """Return the Set-Cookie header of a sign-in under way; with "" and 0, one that ends it."""
+    return _line(_SIGN_IN, sealed, secure=secure, seconds=seconds)
+
+
+def _value(name: str, headers: Mapping[str, str], *, secure: bool) -> str:
+    try:
+        cookies = SimpleCookie(headers.get("cookie", ""))
+    except CookieError:
+        return ""
+    found = cookies.get(f"{_SECURE}{name}" if secure else name)
+    return found.value if found else ""
+
+
+def _line(name: str, value: str, *, secure: bool, seconds: int | None = None) -> str:
+    prefix, suffix = (_SECURE, "; Secure") if secure else ("", "")
+    ends = "" if seconds is None else f"; Max-Age={seconds}"
+    return f"{prefix}{name}={value}; Path=/; HttpOnly; SameSite=Lax{suffix}{ends}"
 
 
 def csrf_token(session: str) -> str:

@@ -1,19 +1,12 @@
-"""The tables, and how a transaction begins and ends on SQLite and on PostgreSQL.
-
-Only this module knows that databases differ. A schema change is a new migration under
-`migrations/versions`, and the same change here.
-"""
+"""The tables. A schema change is a new migration under `migrations/versions`, and the same here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
-
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from polyolo.errors import InsufficientStorageError, InvalidValueError, NotReadyError
+from polyolo.control.transactions import insert_new, open_engine, reading, scrub, writing
+
+__all__ = ["insert_new", "open_engine", "reading", "scrub", "writing"]  # of whom has the tables too
 
 metadata = sa.MetaData(
     naming_convention={  # constraints need names to be altered by a later migration
@@ -32,6 +25,10 @@ platform = sa.Table(
     sa.Column("standard_digest", sa.String(64)),
     sa.Column("standard_label", sa.String(200), nullable=False),
     sa.Column("standard_version", sa.Integer, nullable=False),
+    sa.Column("touched_since", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("release", sa.String(63), nullable=False, server_default=""),  # of runtimes
+    sa.Column("next_release", sa.String(63), nullable=False, server_default=""),
+    sa.Column("next_share", sa.Double, nullable=False, server_default="0"),  # of the tenants
 )
 
 tenants = sa.Table(
@@ -42,7 +39,17 @@ tenants = sa.Table(
     sa.Column("plan", sa.String(63), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),  # active, suspended, deleting
     sa.Column("default_model", sa.String(63)),  # null: the standard model
+    sa.Column("storage", sa.Text),  # of its own, sealed; see service.storages
     sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("limits", sa.JSON(none_as_null=True)),  # its own, in place of the plan's
+    sa.Column("release", sa.String(63)),  # of its runtime; null: the platform's
+)
+
+touched = sa.Table(
+    "touched",  # the last change of each tenant since platform.touched_since, of those gone too
+    metadata,
+    sa.Column("tenant", sa.String(12), primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False, index=True),
 )
 
 api_keys = sa.Table(
@@ -72,6 +79,8 @@ oauth_clients = sa.Table(
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("revoked_at", sa.Double),
     sa.Column("last_used_at", sa.Double),
+    sa.Column("previous_digest", sa.String(64)),  # of the secret before this one
+    sa.Column("previous_until", sa.Double),  # and until when it is good
 )
 
 revoked_tokens = sa.Table(
@@ -92,14 +101,39 @@ signing_keys = sa.Table(
 )
 
 artifacts = sa.Table(
-    "artifacts",  # what was found in a model file, so that no file is judged twice
+    "artifacts",  # what was found in a tenant's model file; the file is in the object store
     metadata,
+    sa.Column("tenant", sa.String(12), primary_key=True),  # no foreign key: "" is the platform
     sa.Column("digest", sa.String(64), primary_key=True),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("family", sa.String(63), nullable=False),
-    sa.Column("classes", sa.JSON(none_as_null=True)),  # null: only seen beside a list of names
+    sa.Column("classes", sa.JSON(none_as_null=True)),  # null: of a release that did not keep them
     sa.Column("input", sa.JSON, nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("licence", sa.String(200), nullable=False, server_default=""),
+    sa.Column("producer", sa.String(200), nullable=False, server_default=""),
+    sa.Column("opset", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("uri", sa.Text, nullable=False, server_default=""),  # in the tenant's own storage
+)
+
+uploads = sa.Table(
+    "uploads",  # model files on their way in; the bytes are in the object store
+    metadata,
+    sa.Column("id", sa.String(12), primary_key=True),
+    sa.Column("tenant", sa.ForeignKey("tenants.id"), nullable=False, index=True),
+    sa.Column("model", sa.String(63), nullable=False),
+    sa.Column("size", sa.BigInteger),  # null: not told before the end
+    sa.Column("sha256", sa.String(64), nullable=False),  # as its owner told; "": not told
+    sa.Column("uri", sa.Text, nullable=False),  # in the tenant's own storage; "": it is sent
+    sa.Column("classes", sa.JSON, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # see service.uploads
+    sa.Column("code", sa.String(32), nullable=False),  # of the error that it was refused with
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer),
+    sa.Column("tries", sa.Integer, nullable=False),  # to check it
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("created_by", sa.String(100), nullable=False),
+    sa.Column("touched_at", sa.Double, nullable=False),
 )
 
 models = sa.Table(
@@ -111,6 +145,22 @@ models = sa.Table(
     sa.Column("history", sa.JSON, nullable=False),  # versions that were current, oldest first
     sa.Column("settings", sa.JSON, nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("pushed", sa.Integer, nullable=False, server_default="1"),  # the last number given
+    sa.Column("rolled_back", sa.Integer),  # the version that was left by going back
+    sa.Column("rollout", sa.JSON(none_as_null=True)),  # see service.rollouts
+)
+
+golden = sa.Table(
+    "golden",  # pictures that versions are compared on; their bytes are in the object store
+    metadata,
+    sa.Column("tenant", sa.String(12), primary_key=True),
+    sa.Column("model", sa.String(63), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("expected", sa.Text),  # boxes, sealed; null: not known
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.ForeignKeyConstraint(["tenant", "model"], ["models.tenant", "models.name"]),
 )
 
 versions = sa.Table(
@@ -119,11 +169,17 @@ versions = sa.Table(
     sa.Column("tenant", sa.String(12), primary_key=True),
     sa.Column("model", sa.String(63), primary_key=True),
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("digest", sa.ForeignKey("artifacts.digest"), nullable=False, index=True),
+    sa.Column("digest", sa.String(64), nullable=False, index=True),
     sa.Column("classes", sa.JSON, nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("created_by", sa.String(100), nullable=False),
+    sa.Column("taken_out", sa.Text, nullable=False, server_default=""),  # why, if it was
     sa.ForeignKeyConstraint(["tenant", "model"], ["models.tenant", "models.name"]),
+    sa.ForeignKeyConstraint(
+        ["tenant", "digest"],
+        ["artifacts.tenant", "artifacts.digest"],
+        name="fk_versions_tenant_digest",  # by convention it would be the one above's
+    ),
 )
 
 runtimes = sa.Table(
@@ -132,6 +188,9 @@ runtimes = sa.Table(
     sa.Column("tenant", sa.ForeignKey("tenants.id"), primary_key=True),
     sa.Column("generation", sa.BigInteger, nullable=False),  # of the desired state
     sa.Column("status", sa.JSON, nullable=False),  # RuntimeStatus as last observed
+    sa.Column("used_at", sa.Double, nullable=False, server_default="0"),  # 0: never
+    sa.Column("load", sa.JSON(none_as_null=True)),  # by gateway: requests in flight, and when
+    sa.Column("windows", sa.JSON(none_as_null=True)),  # hours of the week to be awake in
 )
 
 events = sa.Table(
@@ -157,15 +216,17 @@ events = sa.Table(
     sa.Column("digest", sa.String(64)),
     sa.Column("chain", sa.String(64)),  # over the tenant's entries
     sa.Column("whole", sa.String(64)),  # over all entries
+    sa.Column("salt", sa.String(32)),
+    sa.Column("redacted", sa.String(64)),
     sa.Column("signature", sa.String(128)),  # in the last entry of each transaction
     sa.Index("ix_events_kind_seq", "kind", "seq"),
 )
 
 audit_marks = sa.Table(
-    "audit_marks",  # signed: where each chain ends, and where it begins after pruning
+    "audit_marks",  # signed: where each chain ends, where it begins after pruning, who is erased
     metadata,
     sa.Column("chain", sa.String(12), primary_key=True),  # tenant's id, "" platform, * whole
-    sa.Column("kind", sa.String(8), primary_key=True),  # head, anchor
+    sa.Column("kind", sa.String(8), primary_key=True),  # head, anchor, erased
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("hash", sa.String(64), nullable=False),
     sa.Column("signature", sa.String(128), nullable=False),
@@ -207,7 +268,16 @@ usage_records = sa.Table(
     sa.Column("engine_ms", sa.Double, nullable=False),
     sa.Column("bytes_in", sa.BigInteger, nullable=False),
     sa.Column("cold_start", sa.Boolean, nullable=False),
+    sa.Column("requests", sa.Integer, nullable=False, server_default="1"),  # that it stands for
     sa.Index("ix_usage_records_tenant_at", "tenant", "at"),
+)
+
+usage_months = sa.Table(
+    "usage_months",  # sums of usage_records, kept up with them
+    metadata,
+    sa.Column("tenant", sa.String(12), primary_key=True),
+    sa.Column("month", sa.String(7), primary_key=True),  # UTC, 2026-01
+    sa.Column("images", sa.BigInteger, nullable=False),
 )
 
 users = sa.Table(
@@ -218,8 +288,20 @@ users = sa.Table(
     sa.Column("email", sa.Text, nullable=False),  # sealed, if the platform seals
     sa.Column("email_digest", sa.String(64), unique=True, nullable=False),  # to find it by
     sa.Column("role", sa.String(16), nullable=False),
-    sa.Column("password", sa.String(200), nullable=False),  # argon2id, its salt included
+    sa.Column("password", sa.String(200), nullable=False),  # argon2id with its salt; "": has none
     sa.Column("created_at", sa.Double, nullable=False),
+)
+
+identities = sa.Table(
+    "identities",  # whom an external provider vouches for
+    metadata,
+    sa.Column("id", sa.String(12), primary_key=True),
+    sa.Column("user", sa.ForeignKey("users.id"), nullable=False, index=True),
+    sa.Column("digest", sa.String(64), unique=True, nullable=False),  # of issuer and subject
+    sa.Column("issuer", sa.String(500), nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),  # sealed
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("last_used_at", sa.Double, nullable=False),
 )
 
 sessions = sa.Table(
@@ -252,95 +334,27 @@ replays = sa.Table(
     sa.Column("request", sa.String(64), nullable=False),  # digest of what was asked; "" till done
     sa.Column("status", sa.Integer, nullable=False),  # 0: not answered yet
     sa.Column("answer", sa.LargeBinary, nullable=False),  # encrypted
+    sa.Column("tenant", sa.String(12), index=True),  # whom the answer is about
 )
 
-_WRITES = "polyolo_writes"  # execution option of a transaction that is going to write
-_WRITER_LOCK = 0x706F6C79
-"""Key of PostgreSQL's advisory lock that makes writers take turns, as they do on SQLite: what one
-reads (the next version's number, the room in a plan) is still so when it commits."""
+erasures = sa.Table(
+    "erasures",
+    metadata,
+    sa.Column("id", sa.String(46), primary_key=True),  # who knows it may read the certificate
+    sa.Column("tenant", sa.String(12), unique=True, nullable=False),
+    sa.Column("requested_at", sa.Double, nullable=False),
+    sa.Column("requested_by", sa.String(100), nullable=False),
+    sa.Column("progress", sa.JSON, nullable=False),  # what was removed so far
+    sa.Column("certificate", sa.JSON(none_as_null=True)),  # null until all is done
+    sa.Column("kept_until", sa.Double),
+)
 
-
-def open_engine(url: str) -> sa.Engine:
-    """Return an engine on `url`. Connections are made when first needed; threads may share it."""
-    address = sa.make_url(url)
-    if address.drivername == "postgresql":
-        address = address.set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(
-        address,
-        pool_size=4,  # the usual load: a few workers and handlers at once
-        max_overflow=60,  # 40 handler threads and the reconciler can never wait for each other
-        pool_pre_ping=not url.startswith("sqlite"),  # a server may have dropped the connection
-    )
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # we begin transactions, not the sqlite3 module
-    for pragma in (
-        "busy_timeout=30000",  # milliseconds; first, since the next one may have to wait
-        "journal_mode=WAL",  # readers never wait for the writer
-        "foreign_keys=ON",
-        # A key or a model version that was answered 201 must survive a power cut. One fsync a
-        # change is affordable, since requests for detections never write here.
-        "synchronous=FULL",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A writer takes the lock at once: a transaction that read first and then wanted to write
-    # could not wait for another writer, it would fail with SQLITE_BUSY.
-    writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-@contextmanager
-def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Yield a connection on which every query sees the same moment."""
-    with _worded(), engine.connect() as connection:
-        if engine.dialect.name == "postgresql":
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
-        yield connection
-
-
-@contextmanager
-def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Yield a connection whose changes are kept together when the block ends, or not at all."""
-    with _worded(), engine.connect() as connection:
-        connection = connection.execution_options(**{_WRITES: True})
-        with connection.begin():
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITER_LOCK)))
-            yield connection
-
-
-@contextmanager
-def _worded() -> Iterator[None]:
-    try:
-        yield
-    except sa.exc.DataError as error:  # PostgreSQL only: SQLite stores whatever it is given
-        raise InvalidValueError("a text holds a character that cannot be stored") from error
-    except sa.exc.OperationalError as error:
-        reason = str(error.orig)
-        if "disk is full" in reason or "No space left" in reason:
-            raise InsufficientStorageError(
-                "the disk of the database is full; nothing was changed"
-            ) from error
-        if "locked" in reason:
-            raise NotReadyError("the database is busy; nothing was changed") from error
-        if type(error.orig).__module__.startswith("psycopg"):  # the server is away, or gives up
-            raise NotReadyError("the database does not answer, try again shortly") from error
-        raise
-
-
-def insert_new(
-    connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]
-) -> None:
-    """Insert those rows whose primary key is not there yet."""
-    if not rows:
-        return
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    connection.execute(dialect.insert(table).on_conflict_do_nothing(), list(rows))
+tries = sa.Table(
+    "tries",  # of passwords and registrations; see control.throttle
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),  # fingerprint of whom or where from
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("last", sa.Double, nullable=False),
+    sa.Column("until", sa.Double, nullable=False),  # the next one waits
+    sa.Column("forget_at", sa.Double, nullable=False, index=True),
+)

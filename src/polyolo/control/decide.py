@@ -24,12 +24,18 @@ _SOONEST_S = 0.02
 """Between two looks at a runtime that is starting: what a look may add to a start."""
 _STOPPING_S = 0.25
 """Between two looks at a runtime that is draining; its end is reported by the driver at once."""
+_WITHDRAWN_S = 0.5
+"""A copy that is to go is out of the gateways' sight for so long before it is ended: what a
+gateway has picked it for a moment before is on its way by then, and gateways of another control
+plane have heard."""
+_UNTOLD_S = 3.0
+"""For so long it waits for gateways to say that they know."""
 
 
 class Wanted(StrEnum):
     """What should become of a runtime."""
 
-    RUNNING = "running"
+    RUNNING = "running"  # with as many copies as Desired says, be it none
     STOPPED = "stopped"
     GONE = "gone"  # with everything that is known of the tenant
 
@@ -41,6 +47,8 @@ class Desired:
     tenant: str
     wanted: Wanted
     generation: int = 0
+    replicas: int = 1
+    """Copies that there should be; 0: asleep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +64,16 @@ class Memory:
     ready_since: float | None = None
     applied_at: float | None = None
     applied_generation: int = 0
+    applied_replicas: int = 0
+    withdrawn_at: float | None = None
+    """Since when gateways are told of fewer copies than there are."""
 
 
 class Verb(StrEnum):
     """What the reconciler is to do."""
 
     NOTHING = "nothing"
-    APPLY = "apply"
+    APPLY = "apply"  # with so many copies as are desired
     REMOVE = "remove"
     FORGET = "forget"  # delete the rows: nothing is left to be ended
 
@@ -79,23 +90,37 @@ class Decision:
 
 
 def decide(
-    desired: Desired, observed: RuntimeStatus | None, memory: Memory, now: float
+    desired: Desired,
+    observed: RuntimeStatus | None,
+    memory: Memory,
+    now: float,
+    *,
+    told: bool = True,
 ) -> Decision:
-    """Return the next step for one runtime. observed: None when there is no trace of it."""
+    """Return the next step for one runtime.
+
+    observed: None when there is no trace of it. told: whether every gateway knows the newest
+    status.
+    """
     if desired.wanted is not Wanted.RUNNING:
         return _end(desired, observed)
-    if observed is None or observed.phase is Phase.ABSENT:
-        # Nothing runs. After a failure to start it that is no reason to hurry.
-        return _start_when_due(desired, memory, now)
+    if observed is not None and _too_many(desired, observed):
+        return _shrink(desired, observed, memory, now, told=told)
+    memory = replace(memory, withdrawn_at=None)
+    if desired.replicas == 0:
+        return _asleep(desired, observed)
+    if observed is None or observed.phase in (Phase.ABSENT, Phase.ASLEEP, Phase.STOPPING):
+        # Nothing runs, or nothing that answers. After a failure that is no reason to hurry.
+        return _start_when_due(desired, _starting(desired, memory, None), memory, now)
     match observed.phase:
-        case Phase.STOPPING:
-            return Decision(
-                verb=Verb.REMOVE, status=observed, memory=Memory(), again_in=_STOPPING_S
-            )
         case Phase.FAILED:
             if memory.restart_at is None:
                 memory = failed(memory, observed.reason, now)
-            return _start_when_due(desired, memory, now)
+            return _start_when_due(desired, _starting(desired, memory, None), memory, now)
+        case Phase.READY if observed.reason:  # one of several is lost
+            if memory.restart_at is None:
+                memory = failed(memory, observed.reason, now)
+            return _start_when_due(desired, observed, memory, now)
         case Phase.READY:
             since = now if memory.ready_since is None else memory.ready_since
             memory = replace(memory, ready_since=since, restart_at=None)
@@ -103,6 +128,48 @@ def decide(
         case _:
             status = _starting(desired, memory, observed)
     return _keep(desired, observed, status, memory, now)
+
+
+def _too_many(desired: Desired, observed: RuntimeStatus) -> bool:
+    running = observed.phase in (Phase.READY, Phase.STARTING, Phase.FAILED)
+    return running and (desired.replicas == 0 or len(observed.endpoints) > desired.replicas)
+
+
+def _shrink(
+    desired: Desired, observed: RuntimeStatus, memory: Memory, now: float, *, told: bool
+) -> Decision:
+    """Take copies out of the gateways' sight, and end them once no gateway sends them anything."""
+    kept = observed.endpoints[: desired.replicas]
+    status = replace(observed, endpoints=kept) if kept else _sleeping(desired)
+    memory = replace(
+        memory, withdrawn_at=now if memory.withdrawn_at is None else memory.withdrawn_at
+    )
+    assert memory.withdrawn_at is not None
+    waited = now - memory.withdrawn_at
+    if observed.endpoints and (waited < _WITHDRAWN_S or (not told and waited < _UNTOLD_S)):
+        return Decision(verb=Verb.NOTHING, status=status, memory=memory, again_in=_WITHDRAWN_S)
+    return Decision(
+        verb=Verb.APPLY,
+        status=status,
+        memory=_applied(desired, memory, now),
+        again_in=_STOPPING_S,
+    )
+
+
+def _asleep(desired: Desired, observed: RuntimeStatus | None) -> Decision:
+    over = observed is None or observed.phase is Phase.ASLEEP
+    return Decision(
+        verb=Verb.NOTHING if over else Verb.APPLY,
+        status=_sleeping(desired),
+        memory=Memory(),
+        again_in=None if over else _STOPPING_S,
+    )
+
+
+def _sleeping(desired: Desired) -> RuntimeStatus:
+    return RuntimeStatus(
+        tenant=desired.tenant, phase=Phase.ASLEEP, reason="the next request wakes it"
+    )
 
 
 def failed(memory: Memory, reason: str, now: float) -> Memory:
@@ -136,29 +203,15 @@ def _end(desired: Desired, observed: RuntimeStatus | None) -> Decision:
     )
 
 
-def _start_when_due(desired: Desired, memory: Memory, now: float) -> Decision:
+def _start_when_due(
+    desired: Desired, status: RuntimeStatus, memory: Memory, now: float
+) -> Decision:
     changed = desired.generation > memory.applied_generation  # may be the cure: try at once
     waiting = 0.0 if memory.restart_at is None or changed else memory.restart_at - now
     if waiting > 0:
-        return Decision(
-            verb=Verb.NOTHING,
-            status=_starting(desired, memory, None),
-            memory=memory,
-            again_in=waiting,
-        )
-    memory = replace(
-        memory,
-        restart_at=None,
-        ready_since=None,
-        applied_at=now,
-        applied_generation=desired.generation,
-    )
-    return Decision(
-        verb=Verb.APPLY,
-        status=_starting(desired, memory, None),
-        memory=memory,
-        again_in=_SOONEST_S,
-    )
+        return Decision(verb=Verb.NOTHING, status=status, memory=memory, again_in=waiting)
+    memory = replace(_applied(desired, memory, now), restart_at=None, ready_since=None)
+    return Decision(verb=Verb.APPLY, status=status, memory=memory, again_in=_SOONEST_S)
 
 
 def _keep(
@@ -169,17 +222,29 @@ def _keep(
     now: float,
 ) -> Decision:
     """Go on with a runtime that is up, or on its way."""
-    in_force = observed.observed_generation >= desired.generation
+    whole = len(observed.endpoints) >= desired.replicas or observed.phase is not Phase.READY
+    in_force = observed.observed_generation >= desired.generation and whole
     waited = now - memory.applied_at if memory.applied_at is not None else PUSH_AGAIN_S
-    told = memory.applied_generation >= desired.generation and waited < PUSH_AGAIN_S
-    if not in_force and not told:
-        memory = replace(memory, applied_at=now, applied_generation=desired.generation)
+    same = memory.applied_generation >= desired.generation and (
+        memory.applied_replicas == desired.replicas
+    )
+    if not in_force and not (same and waited < PUSH_AGAIN_S):
+        memory = _applied(desired, memory, now)
         return Decision(verb=Verb.APPLY, status=status, memory=memory, again_in=_SOONEST_S)
     # Looks grow apart with the time already waited, so none is late by more than a tenth.
     soon = min(max(_SOONEST_S, waited / 10), HEALTH_S)
     well = in_force and observed.phase is Phase.READY
     return Decision(
         verb=Verb.NOTHING, status=status, memory=memory, again_in=HEALTH_S if well else soon
+    )
+
+
+def _applied(desired: Desired, memory: Memory, now: float) -> Memory:
+    return replace(
+        memory,
+        applied_at=now,
+        applied_generation=desired.generation,
+        applied_replicas=desired.replicas,
     )
 
 

@@ -27,7 +27,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from polyolo.control import access, names, secrets
-from polyolo.control.api.asking import authenticate, declared, source_of
+from polyolo.control.api.asking import about, authenticate, declared, source_of
 from polyolo.control.plane import Plane
 from polyolo.control.service import replays
 from polyolo.control.service.replays import Kept
@@ -141,6 +141,7 @@ async def _once(case: _Case, request: _Read, handler: Handler) -> Response:
     kept = Kept(
         request=await request.fingerprint(public=case.sealed_by is None),
         status=answer.status_code,
+        tenant=about(request.scope["state"]),
         answer=await run_in_threadpool(case.seal, bytes(answer.body).decode()),
     )
     await run_in_threadpool(replays.keep, ledger, case.id, kept)

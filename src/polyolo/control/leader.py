@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from polyolo import telemetry
 from polyolo.control.changes import Changes
-from polyolo.control.reconciler import Reconciler
 from polyolo.control.service import changed, lease
 from polyolo.control.service.lease import Lease
 from polyolo.control.service.ledger import Ledger
@@ -31,7 +31,27 @@ the step that it had in hand."""
 LOOK_S = 0.2
 """Between two looks for other control planes' changes; a revoked key has a second to get round."""
 
-Begin = Callable[[Ledger, Callable[[], bool]], tuple[Reconciler, Callable[[], None]]]
+
+class Worker(Protocol):
+    """What works only where the lease is held. Any thread may call it."""
+
+    def start(self) -> None:
+        """Take up what is waiting, and begin to work."""
+
+    def stop(self) -> None:
+        """Finish the steps in hand and end."""
+
+    def alive(self) -> bool:
+        """Say whether every thread is at work."""
+
+    def look_at(self, tenants: Iterable[str], *, urgent: bool = False) -> None:
+        """Look at these tenants: something was changed, here or by another control plane.
+
+        urgent: somebody waits for their runtimes.
+        """
+
+
+Begin = Callable[[Ledger, Callable[[], bool]], tuple[Sequence[Worker], Callable[[], None]]]
 """Starts to reconcile with a ledger of the epoch, while the function says so; gives what was
 started, and what ends it with all its runtimes."""
 
@@ -74,7 +94,7 @@ class Leader:
         self._held: Lease | None = None
         self._sure_until = 0.0
         self._seen: tuple[Lease, float] | None = None
-        self._work: tuple[Reconciler, Callable[[], None]] | None = None
+        self._work: tuple[Sequence[Worker], Callable[[], None]] | None = None
         self._retiring: threading.Thread | None = None
         self._revision = -1
         self._last = changed.last(ledger)
@@ -96,6 +116,12 @@ class Leader:
         if self._retiring is not None:
             self._retiring.join()
 
+    def look_at(self, tenants: Iterable[str], *, urgent: bool = False) -> None:
+        """Have these tenants looked at, where it is this control plane that does that."""
+        if (work := self._work) is not None:
+            for worker in work[0]:
+                worker.look_at(tenants, urgent=urgent)
+
     def leads(self) -> bool:
         """Say whether this control plane may act on runtimes now. Any thread."""
         return self._clock() < self._sure_until
@@ -103,7 +129,7 @@ class Leader:
     def alive(self) -> bool:
         """Say whether every thread is at work."""
         work = self._work
-        return self._thread.is_alive() and (work is None or work[0].alive())
+        return self._thread.is_alive() and (work is None or all(one.alive() for one in work[0]))
 
     def _run(self) -> None:
         well = True
@@ -122,11 +148,12 @@ class Leader:
         revision = self._ledger.revision()
         if revision == self._revision:
             return
-        self._last, tenants = changed.since(self._ledger, self._last)
+        self._last, tenants = changed.since(self._ledger, self._last, self._revision)
         self._revision = revision  # read before; what came in between is looked at once more
         self._changes.publish(revision)
         if self._work is not None:
-            self._work[0].look_at(tenants)
+            for worker in self._work[0]:
+                worker.look_at(tenants)
 
     def _turn(self) -> None:
         now = self._clock()
@@ -175,8 +202,9 @@ class Leader:
         self._held, self._work, self._sure_until = None, None, 0.0
         if work is None:
             return
-        reconciler, end = work
-        reconciler.stop()
+        workers, end = work
+        for worker in workers:
+            worker.stop()
         if give_up and held is not None:
             try:
                 lease.give_up(self._ledger, held)

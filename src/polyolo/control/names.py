@@ -100,6 +100,11 @@ def invitation_id_of(token: str) -> str | None:
     return match[1] if match else None
 
 
+def erasure_id() -> str:
+    """Return a new erasure's id: 256 random bits, since whoever has it may read the certificate."""
+    return f"er_{secrets.token_urlsafe(32)}"
+
+
 def digest(secret: str) -> str:
     """Return what is stored of a random secret: no salt, since it cannot be guessed."""
     return hashlib.sha256(secret.encode()).hexdigest()

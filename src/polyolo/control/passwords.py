@@ -20,11 +20,8 @@ _AT_ONCE = 2
 """Hashes at the same time: each takes 64 MiB and four threads for some 50 ms."""
 _PATIENCE_S = 10.0
 
-NOBODY = (
-    "$argon2id$v=19$m=65536,t=3,p=4$bm9ib2R5IGlzIGhlcmUuLg$"
-    "wxeGJ6ywVsnZoGb2rN5ZoMeUlK0CSDX5nrEFBkYt9ZA"
-)
-"""A hash that no password has, for accounts that do not exist: they take the same time."""
+_NOBODY = "bm9ib2R5IGlzIGhlcmUuLg$wxeGJ6ywVsnZoGb2rN5ZoMeUlK0CSDX5nrEFBkYt9ZA"
+"""Salt and hash that no password has, for accounts that do not exist: they take the same time."""
 
 COMMON = frozenset(
     """
@@ -63,9 +60,22 @@ def checked(password: str, *, email: str = "") -> None:
 class Passwords:
     """Hashes and verifies, few at a time. Any thread may use it; each call takes some 50 ms."""
 
-    def __init__(self, *, at_once: int = _AT_ONCE, patience_s: float = _PATIENCE_S) -> None:
-        """Use argon2-cffi's defaults: argon2id, RFC 9106's second choice (64 MiB, 3 passes)."""
-        self._hasher = PasswordHasher()
+    def __init__(
+        self,
+        hasher: PasswordHasher | None = None,
+        *,
+        at_once: int = _AT_ONCE,
+        patience_s: float = _PATIENCE_S,
+    ) -> None:
+        """Hash so many at a time, the next ones waiting for `patience_s` at most.
+
+        hasher: argon2-cffi's defaults when None: argon2id, RFC 9106's second choice (64 MiB,
+        3 passes).
+        """
+        self._hasher = hasher or PasswordHasher()
+        cost = (self._hasher.memory_cost, self._hasher.time_cost, self._hasher.parallelism)
+        self.nobody = "$argon2id$v=19$m={},t={},p={}$".format(*cost) + _NOBODY
+        """What is stored of an account that does not exist: as costly as any, matched by none."""
         self._slots = threading.Semaphore(at_once)
         self._patience_s = patience_s
 
@@ -79,7 +89,7 @@ class Passwords:
         with self._slot():
             try:
                 # What is too long was never taken, but must not be worked on either.
-                return self._hasher.verify(stored or NOBODY, _normal(password)[: LONGEST + 1])
+                return self._hasher.verify(stored or self.nobody, _normal(password)[: LONGEST + 1])
             except VerificationError:
                 return False
 

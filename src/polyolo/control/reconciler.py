@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from polyolo import telemetry
 from polyolo.control.decide import Decision, Desired, Memory, Verb, Wanted, decide, failed
-from polyolo.control.service import runtimes, tenants
+from polyolo.control.scaling import Scale, looks_again, scaled
+from polyolo.control.service import erasures, runtimes, tenants
 from polyolo.control.service.lease import DeposedError
 from polyolo.control.service.ledger import Ledger
+from polyolo.control.service.runtimes import Standing
+from polyolo.control.starts import Starts
 from polyolo.control.workqueue import WorkQueue
 from polyolo.drivers import Driver
-from polyolo.types import Phase, RuntimeStatus
+from polyolo.types import Phase, Plan, RuntimeStatus
 
 _RETRY_S = 1.0
 """Until the next look after one that failed for a reason outside the runtime (database busy)."""
 _UNSURE_S = 0.25
 """Until the next look while it is not sure that this control plane is the one that acts."""
+_SOON_S = 0.05
+"""Until the next piece of an erasure, so that others' changes come in between."""
+_TURN_S = 1.0
+"""Until one asks again that is not told that its turn to start has come."""
 _LISTEN_S = 0.25
 """How long one call of the driver's `wait` listens; bounds how long a stop takes."""
 
@@ -31,24 +39,40 @@ class Reconciler:
         ledger: Ledger,
         driver: Driver,
         *,
-        locate: Callable[[str], str],
-        discard: Callable[[set[str]], None],
+        locate: Callable[[str, str], str],
+        discard: Callable[[str], None],
+        plans: Sequence[Plan],
+        erase: Callable[[str], bool] = lambda _: True,
         leads: Callable[[], bool] = lambda: True,
-        workers: int = 4,
+        tell: Callable[[RuntimeStatus], None] = lambda _: None,
+        told: Callable[[int], bool] = lambda _: True,
+        workers: int = 8,
+        starts: int = 1_000_000,
     ) -> None:
         """Prepare; nothing happens before `start`.
 
-        locate: where the model file with a digest is. discard: deletes those of the files
-        with these digests that nobody needs. leads: whether this control plane is the one that
-        acts; while it is not, steps wait.
+        locate: where a tenant's model file with a digest is. discard: deletes the files of a
+        tenant that is gone. plans: those offered. erase: does the next piece of a tenant's erasure
+        once its rows are gone, and says whether nothing is left of it. leads: whether this control
+        plane is the one that acts; while it is not, steps wait. tell: called with what is seen of
+        each runtime. told: whether every gateway has a revision. starts: runtimes that start at
+        once; the default is no bound.
         """
         self._ledger = ledger
         self._driver = driver
         self._locate = locate
         self._discard = discard
+        self._erase = erase
+        self._plans = plans
         self._leads = leads
+        self._told = told
+        self._tell = tell
+        self._starts = Starts(starts)
         self._queue = WorkQueue()
         self._memories: dict[str, Memory] = {}
+        self._scales: dict[str, Scale] = {}
+        self._revisions: dict[str, int] = {}
+        """Of each tenant's last change."""
         self._stopping = threading.Event()
         self._log = telemetry.logger("reconciler")
         names = [f"reconciler-{number}" for number in range(workers)]
@@ -61,14 +85,18 @@ class Reconciler:
         """Record what there is now, queue every tenant and begin to work."""
         self._ledger.listeners.append(self._changed)
         observed = self._driver.observe()
-        standings = runtimes.every(self._ledger)
+        standings = runtimes.every(self._ledger, self._plans)
         # What was recorded before a restart may be long untrue: first of all tell what is.
-        first = {
-            tenant: decide(standing.desired, observed.get(tenant), Memory(), 0.0).status
-            for tenant, standing in standings.items()
-        }
+        first: dict[str, RuntimeStatus] = {}
+        for tenant, standing in standings.items():
+            desired = self._desired(tenant, standing)
+            decision = decide(desired, observed.get(tenant), Memory(), 0.0)
+            first[tenant] = decision.status
+            if decision.verb is not Verb.NOTHING or decision.again_in is not None:
+                self._queue.put(tenant)
         runtimes.record(self._ledger, first)
-        for tenant in {*observed, *standings}:  # a runtime without a row is an orphan
+        unfinished = erasures.unfinished(self._ledger)
+        for tenant in (observed.keys() - standings) | set(unfinished):  # without a row: an orphan
             self._queue.put(tenant)
         for thread in self._threads:
             thread.start()
@@ -87,13 +115,19 @@ class Reconciler:
         """Say whether every thread is at work."""
         return all(thread.is_alive() for thread in self._threads)
 
-    def look_at(self, tenants: Iterable[str]) -> None:
-        """Look at these tenants: something was changed, here or by another control plane."""
+    def look_at(self, tenants: Iterable[str], *, urgent: bool = False) -> None:
+        """Look at these tenants: something was changed, here or by another control plane.
+
+        urgent: somebody waits for their runtimes, which start before others.
+        """
         for tenant in tenants:
+            if urgent:
+                self._starts.urge(tenant)
             self._queue.put(tenant)
 
-    def _changed(self, _: int, tenant: str | None) -> None:
+    def _changed(self, revision: int, tenant: str | None) -> None:
         if tenant is not None:
+            self._revisions[tenant] = revision
             self._queue.put(tenant)
 
     def _listen(self) -> None:
@@ -123,34 +157,79 @@ class Reconciler:
         """Take one tenant's next step; return the seconds until the one after."""
         if not self._leads():
             return _UNSURE_S
-        standing = runtimes.standing(self._ledger, tenant)
-        desired = standing.desired if standing else Desired(tenant=tenant, wanted=Wanted.GONE)
-        observed = self._driver.observe([tenant]).get(tenant)
-        memory = self._memories.get(tenant, Memory())
-        decision = decide(desired, observed, memory, time.monotonic())
-        self._memories[tenant] = decision.memory
-        again = decision.again_in
+        standing = runtimes.standing(self._ledger, tenant, self._plans)
+        desired = self._desired(tenant, standing)
+        observed, decision = self._look(desired)
         status = decision.status
+        if standing is not None and _is_news_of_failure(standing.recorded, status):
+            runtimes.record(self._ledger, {tenant: status})  # first of all: the cure takes time
+        begins = decision.verb is Verb.APPLY and status.phase in (Phase.STARTING, Phase.FAILED)
+        if begins and not self._starts.may(tenant, time.monotonic()):
+            again: float | None = _TURN_S
+        else:
+            again, status = self._do(desired, decision, observed)
+        if status.phase is not Phase.STARTING:
+            for following in self._starts.over(tenant):
+                self._queue.put(following)
+        if decision.verb is Verb.FORGET or standing is None:
+            return again
+        if standing.recorded != status:
+            runtimes.record(self._ledger, {tenant: status})
+        if observed is not None:
+            self._tell(observed)
+        later = looks_again(standing.demand, self._scales[tenant], now=time.monotonic())
+        return min((seconds for seconds in (again, later) if seconds is not None), default=None)
+
+    def _do(
+        self, desired: Desired, decision: Decision, observed: RuntimeStatus | None
+    ) -> tuple[float | None, RuntimeStatus]:
+        """Do what was decided; return when to look again, and what to tell."""
+        tenant = desired.tenant
+        self._memories[tenant] = decision.memory
         try:
-            self._act(tenant, decision)
+            self._act(desired, decision)
+            if decision.verb is Verb.FORGET and not self._erase(tenant):
+                return _SOON_S, decision.status
         except OSError as error:
             self._log.warning(
                 "the driver failed", tenant=tenant, verb=decision.verb, error=str(error)
             )
-            again, status = self._after_failure(tenant, decision, observed)
-        if standing is not None and standing.recorded != status and decision.verb != Verb.FORGET:
-            runtimes.record(self._ledger, {tenant: status})
-        return again
+            return self._after_failure(tenant, decision, observed)
+        if decision.verb is Verb.APPLY:  # where a warm process was there, it is ready by now
+            _, after = self._look(desired)
+            if after.verb is Verb.NOTHING:
+                self._memories[tenant] = after.memory
+                return after.again_in, after.status
+        return decision.again_in, decision.status
 
-    def _act(self, tenant: str, decision: Decision) -> None:
+    def _desired(self, tenant: str, standing: Standing | None) -> Desired:
+        if standing is None:
+            return Desired(tenant=tenant, wanted=Wanted.GONE)
+        before = self._scales.get(tenant, Scale())
+        scale = scaled(standing.demand, before, now=time.monotonic(), wall=self._ledger.clock())
+        self._scales[tenant] = scale
+        return replace(standing.desired, replicas=scale.replicas)
+
+    def _look(self, desired: Desired) -> tuple[RuntimeStatus | None, Decision]:
+        tenant = desired.tenant
+        observed = self._driver.observe([tenant]).get(tenant)
+        memory = self._memories.get(tenant, Memory())
+        told = self._told(self._revisions.get(tenant, 0))
+        return observed, decide(desired, observed, memory, time.monotonic(), told=told)
+
+    def _act(self, desired: Desired, decision: Decision) -> None:
+        tenant = desired.tenant
         match decision.verb:
             case Verb.APPLY:
-                self._driver.apply(runtimes.spec(self._ledger, tenant, self._locate))
+                spec = runtimes.spec(self._ledger, tenant, self._locate, self._plans)
+                self._driver.apply(replace(spec, replicas=desired.replicas))
             case Verb.REMOVE:
                 self._driver.remove(tenant)
             case Verb.FORGET:
-                self._memories.pop(tenant, None)
-                self._discard(tenants.forget(self._ledger, tenant))
+                for known in (self._memories, self._scales, self._revisions):
+                    known.pop(tenant, None)
+                if tenants.forget(self._ledger, tenant):
+                    self._discard(tenant)
             case Verb.NOTHING:
                 pass
 
@@ -163,3 +242,10 @@ class Reconciler:
         self._memories[tenant] = memory
         status = RuntimeStatus(tenant=tenant, phase=Phase.FAILED, reason=memory.reason)
         return _RETRY_S, status
+
+
+def _is_news_of_failure(before: RuntimeStatus, now: RuntimeStatus) -> bool:
+    """Say whether the runtime, or a copy of it, has failed since."""
+    failed_whole = now.phase is Phase.FAILED and before.phase is not Phase.FAILED
+    failed_copy = now.phase is Phase.READY and now.reason != "" and before.reason == ""
+    return failed_whole or failed_copy

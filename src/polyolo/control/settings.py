@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from polyolo.control.passwords import Passwords
+from polyolo.control.plans import OFFERED
+from polyolo.control.provider import IdentityProvider
 from polyolo.errors import InvalidValueError
 from polyolo.types import Plan
 
@@ -35,7 +38,7 @@ class ControlSettings:
     """What the operator calls that model, `pcb:2` for example; shown to tenants."""
     database: str = ""
     """SQLAlchemy URL. Default: SQLite in `home`, which needs no server and no setup."""
-    plans: tuple[Plan, ...] = (Plan(name="default"),)
+    plans: tuple[Plan, ...] = OFFERED
     """What tenants may be given; the first one is what a tenant gets when none is named."""
     public_url: str = "http://127.0.0.1:8700"
     """Where clients reach the platform; access tokens are issued by and for it, so that those of
@@ -43,6 +46,8 @@ class ControlSettings:
     registration: Registration = Registration.OPEN
     """Who may register. Default: everybody; `polyolo up` asks for an invitation when it listens
     beyond loopback, since a stranger's tenant costs the operator a runtime."""
+    provider: IdentityProvider | None = None
+    """Whom else people may prove themselves to than to the platform. Default: nobody."""
     secure_cookies: bool = False
     """Whether the door speaks TLS: then a browser sends the session's cookie over TLS only."""
     gateway_token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
@@ -53,17 +58,35 @@ class ControlSettings:
     """Variables that runtimes get besides PATH, locale and temporary directory."""
     inspect_command: tuple[str, ...] = (sys.executable, "-m", "polyolo.serving", "inspect")
     """What judges an uploaded model file; the file's path is added."""
+    passwords: Passwords = field(default_factory=Passwords, repr=False)
+    """What hashes passwords. Default: argon2id with 64 MiB and 3 passes."""
+    strict_isolation: bool = False
+    """Whether the platform refuses to start where a layer of the sandbox is missing; else it says
+    so once and goes on with the others."""
+    compare_command: tuple[str, ...] = (sys.executable, "-m", "polyolo.serving", "compare")
+    """What compares two versions of a model; the path of a file is added (see comparejob)."""
+    releases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Commands that start runtimes of other releases, by name; as `runtime_command`."""
+    converter: str = ""
+    """What turns uploaded .pt files into ONNX: the Python of an environment of its own in which
+    ultralytics is installed, or a command that takes the paths of an input and an output. It runs
+    in a sandbox only. Default: nothing, .pt files are refused."""
     drain_s: float = 30.0
     """Seconds that a runtime is given to finish what it has in flight before it is killed."""
     audit_days: int = 365
     """Days that the audit log is kept, 184 to 365: long enough for an investigation, no longer
     than a year for what is about people."""
-    store: Path | None = None
-    """Directory of the model files. Control planes that share a database share it too. Default:
-    `artifacts` in the home."""
-    workers: int = 4
+    store: str = ""
+    """Where the model files are kept: a directory, or `s3://bucket/prefix` with the usual
+    variables beside it (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL).
+    Control planes that share a database share it too. Default: `artifacts` in the home."""
+    workers: int = 8
     """Threads of the reconciler: so many tenants are brought into their desired state at once.
-    They mostly wait for runtimes, so the number has little to do with the number of cores."""
+    They mostly wait for runtimes, so the number has little to do with the number of cores; a few
+    that wait for hung ones leave enough for who wakes."""
+    warm: int = 2
+    """Runtimes kept ready for tenants that wake: a fifth of the time until the first answer. Each
+    takes about 100 MB. Default 2: one for a second tenant while the first is replaced."""
 
     def __post_init__(self) -> None:
         if not 184 <= self.audit_days <= 365:
@@ -76,8 +99,9 @@ class ControlSettings:
 
     @property
     def artifacts(self) -> Path:
-        """Return the directory of the model files."""
-        return self.store or self.home / "artifacts"
+        """Return the directory of the model files, where they are in one."""
+        local = self.store and not self.store.startswith("s3://")
+        return Path(self.store).absolute() if local else self.home / "artifacts"
 
     @property
     def run(self) -> Path:

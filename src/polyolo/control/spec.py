@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from polyolo.types import STANDARD, DetectionSettings, ModelSpec, RuntimeSpec, VersionSpec
+from polyolo.control.service import rollouts, tuning
+from polyolo.control.service.versions import fallback
+from polyolo.types import STANDARD, DetectionSettings, ModelSpec, Plan, RuntimeSpec, VersionSpec
 
 Row = Any
 """A row of SQLAlchemy, with a field for each selected column."""
@@ -19,23 +22,23 @@ def runtime_spec(
     models: Iterable[Row],
     versions: Iterable[Row],
     standard: Row | None,
-    locate: Callable[[str], str],
+    golden: Mapping[str, Sequence[str]],
+    locate: Callable[[str, str], str],
+    plan: Plan,
+    release: str = "",
 ) -> RuntimeSpec:
     """Return the desired state of a tenant's runtime.
 
     versions: rows of the table of that name joined with their artifact. standard: the standard
-    model's artifact with its `version`. locate: where the file with a digest is read.
+    model's artifact with its `version`. golden: digests of each model's golden pictures. locate:
+    where a tenant's file with a digest is read. plan: the one in force. release: of the runtime's
+    program.
     """
-    by_model: dict[str, list[VersionSpec]] = {}
+    by_model: dict[str, list[Row]] = {}
     for row in sorted(versions, key=lambda row: row.version):
-        by_model.setdefault(row.model, []).append(_version(row, row.version, locate))
+        by_model.setdefault(row.model, []).append(row)
     specs = [
-        ModelSpec(
-            name=row.name,
-            current=row.current,
-            versions=tuple(by_model.get(row.name, ())),
-            settings=msgspec.convert(row.settings, DetectionSettings),
-        )
+        _model(row, by_model.get(row.name, []), golden.get(row.name, ()), locate)
         for row in sorted(models, key=lambda row: row.name)
     ]
     if standard is not None:
@@ -46,14 +49,42 @@ def runtime_spec(
         generation=generation,
         default_model=tenant.default_model or STANDARD,
         models=tuple(specs),
+        replicas=max(1, plan.min_replicas),
+        resources=plan.resources,
+        release=release,
     )
 
 
-def _version(row: Row, number: int, locate: Callable[[str], str]) -> VersionSpec:
+def _model(
+    row: Row, versions: Sequence[Row], golden: Sequence[str], locate: Callable[[str, str], str]
+) -> ModelSpec:
+    settings = tuning.read(row)
+    pictures = golden if settings.precision == "fast" else ()
+    specs = [_version(one, one.version, locate) for one in versions]
+    return ModelSpec(
+        name=row.name,
+        current=row.current,
+        versions=tuple(
+            replace(
+                one,
+                engine=settings.engine,
+                precision=settings.precision,
+                input_size=settings.input_size,
+                golden=tuple(locate(row.tenant, digest) for digest in pictures),
+            )
+            for one in specs
+        ),
+        settings=msgspec.convert(row.settings, DetectionSettings),
+        rollout=rollouts.for_spec(row),
+        fallback=fallback(row, {one.version for one in versions if one.taken_out}),
+    )
+
+
+def _version(row: Row, number: int, locate: Callable[[str, str], str]) -> VersionSpec:
     return VersionSpec(
         version=number,
         digest=row.digest,
-        uri=locate(row.digest),
+        uri=locate(row.tenant, row.digest),
         classes=tuple(row.classes),
         family=row.family or None,
     )

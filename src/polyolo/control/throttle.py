@@ -1,4 +1,8 @@
-"""Slows down whoever guesses: after some tries, each next one has to wait longer."""
+"""Slows down whoever guesses: after some tries, each next one has to wait longer.
+
+What is a guess at a secret is counted in the database (`service.tries`), for all control planes
+together; what only costs work is counted here in memory, by each process for itself.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import ipaddress
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from polyolo.errors import RateLimitedError
 
@@ -23,17 +27,43 @@ class Pace:
     """Seconds of the longest wait; when it has passed twice without a try, all is forgotten."""
 
 
-@dataclass(slots=True)
-class _Count:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """The tries of one key, an address or an account. Times are seconds of one clock."""
+
     tries: int = 0
     last: float = 0.0
     until: float = 0.0
+    """The next try waits until then."""
+
+
+def counted(pace: Pace, count: Count, now: float) -> Count:
+    """Return the count with one more try, made now.
+
+    Raises RateLimitedError, with the seconds to wait, when it is too early.
+    """
+    if abs(now - count.last) > 2 * pace.longest_s:  # a clock that was put back forgets, too
+        count = Count()
+    if now < count.until:
+        raise RateLimitedError(
+            "too many tries; wait a while before the next one", retry_after=count.until - now
+        )
+    tries, wait = count.tries + 1, 0.0
+    if tries >= pace.free:
+        # The exponent is bounded: 2.0 ** 1100 is no number.
+        wait = min(pace.first_s * 2.0 ** min(tries - pace.free, 60), pace.longest_s)
+    return Count(tries=tries, last=now, until=now + wait)
+
+
+def forgiven(count: Count, now: float) -> Count:
+    """Return the count with one try taken back: it was a good one."""
+    return replace(count, tries=max(0, count.tries - 1), until=min(count.until, now))
 
 
 class Throttle:
-    """Counts tries by key (an address, an account). Any thread may use it.
+    """Counts tries by key in memory. Any thread may use it.
 
-    A try counts when it begins, so that many at once gain nothing; `forgive` takes it back.
+    A try counts when it begins, so that many at once gain nothing.
     """
 
     def __init__(self, pace: Pace, clock: Callable[[], float], *, capacity: int = 20_000) -> None:
@@ -41,43 +71,17 @@ class Throttle:
         self._pace = pace
         self._clock = clock
         self._capacity = capacity
-        self._counts: OrderedDict[Hashable, _Count] = OrderedDict()
+        self._counts: OrderedDict[Hashable, Count] = OrderedDict()
         self._lock = threading.Lock()
 
     def begin(self, key: Hashable) -> None:
         """Count a try. Raises RateLimitedError, with the seconds to wait, when it is too early."""
-        now, pace = self._clock(), self._pace
+        now = self._clock()
         with self._lock:
-            count = self._counts.setdefault(key, _Count())
+            self._counts[key] = counted(self._pace, self._counts.get(key, Count()), now)
             self._counts.move_to_end(key)
-            if now - count.last > 2 * pace.longest_s:
-                count.tries = 0
-            if now < count.until:
-                raise RateLimitedError(
-                    "too many tries; wait a while before the next one",
-                    retry_after=count.until - now,
-                )
-            count.tries += 1
-            count.last = now
-            if count.tries >= pace.free:
-                # The exponent is bounded: 2.0 ** 1100 is no number.
-                doubled = pace.first_s * 2.0 ** min(count.tries - pace.free, 60)
-                count.until = now + min(doubled, pace.longest_s)
             while len(self._counts) > self._capacity:
                 self._counts.popitem(last=False)
-
-    def forgive(self, key: Hashable) -> None:
-        """Take one try back: it was a good one."""
-        with self._lock:
-            count = self._counts.get(key)
-            if count is not None and count.tries > 0:
-                count.tries -= 1
-                count.until = min(count.until, self._clock())
-
-    def clear(self, key: Hashable) -> None:
-        """Forget a key's tries."""
-        with self._lock:
-            self._counts.pop(key, None)
 
     def __len__(self) -> int:
         return len(self._counts)

@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 
 from polyolo import telemetry
-from polyolo.control.audit import WHOLE, Mark
-from polyolo.control.service import audit
+from polyolo.control.audit import HEAD, WHOLE, Mark
+from polyolo.control.service import audit, erasures
 from polyolo.control.service.ledger import Ledger
 from polyolo.errors import PolyoloError
 
@@ -64,6 +64,7 @@ class Keeper:
     def _prune(self) -> None:
         try:
             audit.prune(self._ledger, self._ledger.clock() - self._retention_s)
+            erasures.prune(self._ledger)
         except PolyoloError as error:
             self._log.error("the audit log is not pruned", reason=error.detail)
         except Exception as error:  # noqa: BLE001  # the database may come back
@@ -84,4 +85,4 @@ def read(home: Path) -> list[Mark]:
     if not file.exists():
         return []
     said = json.loads(file.read_text())
-    return [Mark(chain=WHOLE, kind="head", number=said["number"], hash=said["hash"])]
+    return [Mark(chain=WHOLE, kind=HEAD, number=said["number"], hash=said["hash"])]

@@ -25,17 +25,22 @@ class Driver(Protocol):
         """Return the state of the runtimes of `tenants`, or of all that there are.
 
         A tenant of which there is no trace is not in the answer. ABSENT: nothing runs, remains
-        are there. STARTING: runs, not yet able to answer. READY: answers. FAILED: ended without
-        being asked to, or runs but does not answer; `reason` says which. STOPPING: asked to end.
+        are there. ASLEEP: applied with no copies. STARTING: runs, not yet able to answer. READY:
+        a copy answers; `endpoints` names all that do, in an order that stays; the generation and
+        the models are those of the one that is behind the others; `reason` says why another copy
+        has failed. FAILED: ended without being asked to, or runs but does not answer; `reason`
+        says which. STOPPING: asked to end.
         """
         ...
 
     def apply(self, spec: RuntimeSpec) -> None:
-        """Have the tenant's runtime run with `spec`: start it, tell it, or replace it if FAILED.
+        """Have `spec.replicas` copies of the tenant's runtime run with `spec`.
 
-        Each version's `uri` is the absolute path of its file. Returns before the runtime is
-        ready; `observe` tells when it is, and which generation is in force. Does nothing while
-        the runtime is STOPPING.
+        Starts what is missing, tells those that run, replaces those that FAILED, and begins to
+        end the ones too many, or goes on with it: of those that answer, the last in `endpoints`.
+        Beside a copy that is STOPPING another one may start. Each version's `uri` is the absolute
+        path of its file. Need not wait until a copy is ready; `observe` tells when it is, and
+        which generation is in force.
         """
         ...
 

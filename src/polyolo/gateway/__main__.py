@@ -32,6 +32,9 @@ def settings(arguments: list[str], environment: dict[str, str]) -> Settings:
     parser.add_argument(
         "--trusted-proxy", action="append", default=[], help="network whose word is believed"
     )
+    parser.add_argument(
+        "--slots", type=int, default=0, help="detections inside runtimes at once; 0: no bound"
+    )
     flags = parser.parse_args(arguments)
     token = environment.get("POLYOLO_GATEWAY_TOKEN")
     if not token:
@@ -42,6 +45,8 @@ def settings(arguments: list[str], environment: dict[str, str]) -> Settings:
         listen=flags.listen,
         tls=tls.chosen(flags.host, None, None, flags.tls_cert, flags.tls_key),
         trusted_proxies=checked(flags.trusted_proxy),
+        slots=flags.slots,
+        redis=environment.get("POLYOLO_REDIS") or None,
         control=flags.control,
         token=token,
     )

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,26 +15,39 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from polyolo import telemetry, web
-from polyolo.errors import MethodNotAllowedError, NotFoundError, PolyoloError
-from polyolo.gateway import routing
+from polyolo.errors import (
+    MethodNotAllowedError,
+    NotFoundError,
+    NotReadyError,
+    OverloadedError,
+    PolyoloError,
+)
+from polyolo.gateway import routing, waking
+from polyolo.gateway.activity import Activity
+from polyolo.gateway.connections import Connections, room
 from polyolo.gateway.grpc import GrpcDoor
 from polyolo.gateway.headers import for_control, for_runtime
-from polyolo.gateway.inbound import Leash
+from polyolo.gateway.inbound import Leash, Pace
+from polyolo.gateway.limits import Bound
 from polyolo.gateway.proxy import Exchange
-from polyolo.gateway.reception import Reception
+from polyolo.gateway.quotas import Quotas
+from polyolo.gateway.rates import Rates
+from polyolo.gateway.reception import Reception, Visit
 from polyolo.gateway.routing import Directory
 from polyolo.gateway.settings import Settings
 from polyolo.gateway.source import address_of, networks
+from polyolo.gateway.turns import Turn, Turns
 from polyolo.gateway.upstream import Upstream, UpstreamError
 from polyolo.gateway.usage import Ledger, Meter
 
 _TO_CONTROL = ("/api", "/oauth2", "/openapi.json", "/docs", "/.well-known")
 _OWN = ("/livez", "/readyz", "/metrics")
+_FIRST_S = 5.0  # for the first snapshot; after that the door opens, if only to say what is wrong
 _LAST_FLUSH_S = 5.0  # for handing over usage when the process ends
 
 
 class Detections:
-    """Serves /v1/detect and /v2: take in, pick the endpoint, forward."""
+    """Serves /v1/detect and /v2: take in, wait for a turn, pick the endpoint, forward."""
 
     def __init__(self, settings: Settings, directory: Directory, reception: Reception) -> None:
         self._settings = settings
@@ -47,19 +61,42 @@ class Detections:
         settings, scope, inbound = self._settings, exchange.scope, exchange.inbound
         log = scope["state"]["log"]
         source = address_of(scope, self._proxies)
-        with self._reception.visit(
+        async with self._reception.visit(
             scope["headers"], source, log, billed=_is_metered(scope)
         ) as visit:
             try:
                 inbound.bound(settings.max_body_bytes)
-                await exchange.take_in(visit.leash, settings.whole_body_bytes)
-                endpoint, visit.cold = await self._directory.pick_endpoint(visit.tenant)
-                headers = for_runtime(scope, cold_start=visit.cold)
-                upstream = self._upstream(endpoint)
-                await exchange.forward(visit.leash, upstream, headers, repeatable=True)
+                exchange.added = visit.told
+                if inbound.length is None:
+                    inbound.hold = visit.hold
+                else:
+                    await visit.reserve(inbound.length)
+                await exchange.take_in(visit.leash)
+                _, visit.cold = await self._directory.pick_endpoint(visit.tenant)
+                async with visit.turn as turn:
+                    await self._deliver(exchange, visit, turn)
             finally:
                 visit.status, visit.said = exchange.status, exchange.ours
                 visit.received = inbound.received
+
+    async def _deliver(self, exchange: Exchange, visit: Visit, turn: Turn) -> None:
+        """Pick the endpoint and forward; once more where nobody answered, which does no harm."""
+        endpoints = self._directory.endpoints
+        for last in (False, True):
+            endpoint, waited = await self._directory.pick_endpoint(visit.tenant)
+            visit.cold |= waited
+            headers = for_runtime(exchange.scope, cold_start=visit.cold, left_s=visit.left_s())
+            upstream = self._upstream(endpoint)
+            try:
+                with endpoints.asking(endpoint):
+                    await exchange.forward(
+                        visit.leash, upstream, headers, repeatable=True, on_head=turn.end
+                    )
+                return
+            except NotReadyError:  # it crashed, or has just been put to sleep
+                endpoints.lost(endpoint)
+                if last or exchange.status:
+                    raise
 
     def _upstream(self, endpoint: str) -> Upstream:
         upstream = self._upstreams.get(endpoint)
@@ -82,16 +119,23 @@ def _is_metered(scope: Scope) -> bool:
 class ControlApi:
     """Passes the control plane's public paths on, as they are, credentials included."""
 
-    def __init__(self, settings: Settings, control: Upstream) -> None:
+    def __init__(self, settings: Settings, control: Upstream, reception: Reception) -> None:
         self._settings = settings
         self._control = control
+        self._reception = reception
         self._proxies = networks(settings.trusted_proxies)
+        self._inside = Bound()
 
     async def __call__(self, exchange: Exchange) -> None:
         """Serve one request. Raises what is to be answered."""
-        with Leash(self._settings.control_deadline_s) as leash:
-            await exchange.take_in(leash, self._settings.whole_body_bytes)
-            source = address_of(exchange.scope, self._proxies)
+        settings, source = self._settings, address_of(exchange.scope, self._proxies)
+        whose = self._reception.tenant_of(exchange.scope["headers"]) or str(source)
+        full = OverloadedError("too many calls at once from here; come again shortly")
+        with (
+            self._inside.admit(whose, settings.control_share, full),
+            Leash(settings.control_deadline_s) as leash,
+        ):
+            await exchange.take_in(leash, settings.whole_body_bytes)
             headers = for_control(exchange.scope, str(source or ""))
             await exchange.forward(leash, self._control, headers, repeatable=False)
 
@@ -112,6 +156,7 @@ def _below(path: str, prefixes: tuple[str, ...]) -> bool:
 
 def door(detections: Detections, control: ControlApi, own: ASGIApp) -> ASGIApp:
     """Return the application that sends each path where it belongs. own: probes and metrics."""
+    pace = Pace()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -137,7 +182,7 @@ def door(detections: Detections, control: ControlApi, own: ASGIApp) -> ASGIApp:
             if exchange.status:
                 raise
             await exchange.refuse(error)
-        await exchange.finish()
+        await exchange.finish(pace)
 
     return app
 
@@ -170,35 +215,52 @@ class Gateway:
 
     http: ASGIApp
     grpc: GrpcDoor
+    directory: Directory
 
 
 @asynccontextmanager
 async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """Build a gateway, keep its snapshot fresh and its usage flowing while the context lasts."""
-    metrics = telemetry.Metrics()
+    metrics, rates = telemetry.Metrics(), Rates(settings.redis)
     control = Upstream(settings.control, limit=settings.control_connections)
     internal = Upstream(settings.control)  # its own, so that public calls cannot crowd it out
-    ledger = Ledger(settings, internal, metrics)
+    quotas = Quotas()
+    ledger = Ledger(settings, internal, metrics, quotas)
     meter = Meter(ledger, metrics)
+    turns = Turns(settings.slots, meter)
 
-    def swapped(directory: Directory) -> None:
-        endpoints = {e for route in directory.tenants.values() for e in route.endpoints}
+    def swapped(directory: Directory, lost: bool) -> None:  # noqa: FBT001  # its one argument
+        routes = directory.tenants
+        rates.share(directory.gateways)
+        rates.carry(routes.values())
+        if not lost:
+            return
+        endpoints = {e for route in routes.values() for e in route.endpoints}
         detections.keep(endpoints)
         calls.keep(endpoints)
-        meter.keep({route.name for route in directory.tenants.values()})
+        meter.keep({route.name for route in routes.values()})
+        turns.keep(set(routes))
+        quotas.keep(set(routes))
 
-    directory = Directory(settings, on_swap=swapped)
-    reception = Reception(settings, directory, meter)
+    wake = partial(waking.wake, internal, settings.token)
+    directory = Directory(settings, wake=wake, on_swap=swapped)
+    activity = Activity()
+    reception = Reception(
+        settings, directory, meter, rates=rates, quotas=quotas, turns=turns, activity=activity
+    )
     detections = Detections(settings, directory, reception)
     calls = GrpcDoor(settings, directory, reception)
     tasks = [
         asyncio.create_task(routing.pull(directory, internal, settings.token)),
         asyncio.create_task(ledger.run()),
+        asyncio.create_task(activity.run(internal, settings.token)),
     ]
     try:
-        app = door(detections, ControlApi(settings, control), probes(directory, metrics))
-        yield Gateway(http=web.Service(app, access_log=settings.access_log), grpc=calls)
+        app = door(detections, ControlApi(settings, control, reception), probes(directory, metrics))
+        service = web.Service(app, access_log=settings.access_log)
+        yield Gateway(http=service, grpc=calls, directory=directory)
     finally:
+        directory.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -213,6 +275,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
         calls.keep(set())
         control.close()
         internal.close()
+        await rates.close()
 
 
 async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
@@ -224,7 +287,11 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
         listener = socket.socket(fileno=settings.listen)
     host, port = listener.getsockname()[:2]
     stop = stop or web.signalled()
+    connections = Connections(room())
+    sweeping = asyncio.create_task(connections.sweep())
     async with gateway(settings) as doors:
+        # Those who come meanwhile wait in the door: a second without anybody is no refusal.
+        await doors.directory.informed(_FIRST_S)
         server = await doors.grpc.open(host, port)
         telemetry.logger("gateway").info("listening", address=(host, port), grpc_port=port + 1)
 
@@ -233,6 +300,12 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
             await server.stop(settings.drain_s)
 
         serving = web.serve(
-            doors.http, listener, stop=stop, drain_s=settings.drain_s, tls=settings.tls
+            doors.http,
+            listener,
+            stop=stop,
+            drain_s=settings.drain_s,
+            tls=settings.tls,
+            protocol=connections.protocol,
         )
         await asyncio.gather(serving, drain())
+    sweeping.cancel()

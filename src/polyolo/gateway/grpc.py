@@ -109,22 +109,43 @@ class GrpcDoor:
         peer = {"client": _peer(context), "headers": headers}
         source = address_of(peer, self._proxies)
         billed = method.endswith("/ModelInfer")
-        with self._reception.visit(headers, source, log, billed=billed) as visit:
+        left = context.time_remaining()
+        async with self._reception.visit(
+            headers, source, log, billed=billed, given_s=left
+        ) as visit:
+            context.set_trailing_metadata((("x-request-id", request_id), *visit.told.items()))
             message = await context.read()
             if not isinstance(message, bytes):
                 raise MalformedRequestError("the call carries no message")
             visit.received = len(message)
-            endpoint, visit.cold = await self._directory.pick_endpoint(visit.tenant)
+            visit.hold(len(message))
+            _, visit.cold = await self._directory.pick_endpoint(visit.tenant)
             metadata = [(n, v) for n, v in context.invocation_metadata() if n in _PASSED]
             metadata.append(("x-request-id", request_id))
-            left = context.time_remaining()
-            try:
-                answer = await self._ask(endpoint, method, message, metadata, left, visit)
-            except _UnreachableError:  # a new channel next time: this one would back off first
-                self._forget(endpoint)
-                raise NotReadyError("what should answer is out of reach; come again") from None
+            async with visit.turn:
+                answer = await self._deliver(method, message, metadata, visit)
             visit.status = 200
         return answer
+
+    async def _deliver(
+        self, method: str, message: bytes, metadata: list[tuple[str, str]], visit: Visit
+    ) -> bytes:
+        """Pick the endpoint and ask it; once more where nobody answered, which does no harm."""
+        endpoints = self._directory.endpoints
+        for last in (False, True):
+            endpoint, waited = await self._directory.pick_endpoint(visit.tenant)
+            visit.cold |= waited
+            try:
+                with endpoints.asking(endpoint):
+                    return await self._ask(
+                        endpoint, method, message, metadata, visit.left_s(), visit
+                    )
+            except _UnreachableError:  # a new channel next time: this one would back off first
+                self._forget(endpoint)
+                endpoints.lost(endpoint)
+                if last:
+                    break
+        raise NotReadyError("what should answer is out of reach; come again")
 
     async def _ask(
         self,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from starlette.types import Scope
+
+from polyolo.errors import InvalidValueError
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -22,6 +26,8 @@ _TO_CONTROL = _HOP | {
 _TO_RUNTIME = _TO_CONTROL | {b"host", b"authorization", b"x-api-key", b"cookie"}
 _TO_CLIENT = _HOP | {b"date", b"server", b"x-request-id"}  # our own server writes these
 _OURS = b"polyolo-"
+_TIMEOUT = b"polyolo-timeout-ms"
+_LONGEST_MS = 600_000
 
 
 def _and_named_in_connection(drop: frozenset[bytes], headers: Headers) -> frozenset[bytes]:
@@ -31,11 +37,32 @@ def _and_named_in_connection(drop: frozenset[bytes], headers: Headers) -> frozen
     return drop
 
 
-def for_runtime(scope: Scope, *, cold_start: bool) -> Headers:
-    """Return a request's headers for the tenant's runtime: without credentials and Polyolo-*."""
+def timeout_s(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+    """Return the seconds that a client gives its request; None if it does not say.
+
+    Raises InvalidValueError for what is no time.
+    """
+    for name, value in headers:
+        if name == _TIMEOUT:
+            if value.isdigit() and len(value) < 10 and 1 <= int(value) <= _LONGEST_MS:
+                return int(value) / 1e3
+            shown = value[:20].decode("latin-1")
+            raise InvalidValueError(
+                f"Polyolo-Timeout-Ms must be 1 to {_LONGEST_MS} milliseconds, not {shown!r}"
+            )
+    return None
+
+
+def for_runtime(scope: Scope, *, cold_start: bool, left_s: float | None) -> Headers:
+    """Return a request's headers for the tenant's runtime: without credentials and Polyolo-*.
+
+    left_s: what is left of the time that the client gave, if it gave one.
+    """
     passed = _for_next_hop(scope, _TO_RUNTIME)
     if cold_start:
         passed.append((b"polyolo-cold-start", b"1"))
+    if left_s is not None:
+        passed.append((_TIMEOUT, b"%d" % max(1, left_s * 1e3)))
     return passed
 
 

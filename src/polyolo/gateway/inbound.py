@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from polyolo.errors import DeadlineExceededError, TooLargeError
 
 _LINGER_BYTES = 64 * 1024 * 1024  # of a refused body read and dropped, so that the answer arrives
 _LINGER_S = 10.0
+_SHORT_S = 0.005  # not worth a timer
 
 
 class Inbound:
@@ -24,6 +26,8 @@ class Inbound:
         self.limit: int | None = None
         """Bytes accepted; None: no bound. Set by `bound`."""
         self.received = 0
+        self.hold: Callable[[int], None] | None = None
+        """Told of the bytes of each piece that is kept; may raise."""
         self.length: int | None = None
         """Declared bytes; None for a chunked body."""
         chunked = False
@@ -55,10 +59,12 @@ class Inbound:
         self.done = not message.get("more_body", False)
         if self.limit is not None and self.received > self.limit:
             raise self._too_large()
+        if self.hold is not None:
+            self.hold(len(data))
         return data
 
     async def whole(self) -> bytes:
-        """Return all of a body that is known to be small."""
+        """Return all of a body."""
         data = await self.piece()
         if self.done:
             return data
@@ -73,15 +79,15 @@ class Inbound:
             pass
         raise ClientDisconnect
 
-    async def linger(self) -> None:
+    async def linger(self, pace: Pace) -> None:
         """Read and drop what still comes, within bounds: a client that sends must not see a reset
-        in the place of its answer."""
-        self.limit = None
+        in the place of its answer. pace: of all that is dropped."""
+        self.limit = self.hold = None
         bound = self.received + _LINGER_BYTES
         try:
             async with asyncio.timeout(_LINGER_S):
                 while not self.done and self.received < bound:
-                    await self.piece()
+                    await pace.spend(len(await self.piece()))
         except (TimeoutError, ClientDisconnect):
             return
 
@@ -89,6 +95,29 @@ class Inbound:
     def endless(self) -> bool:
         """True if `linger` may not see the end of what comes."""
         return self.length is None or self.length > _LINGER_BYTES
+
+
+class Pace:
+    """How fast the bodies of refused requests are read, all together: reading them costs what
+    others need, so a flood of them is slowed down to this."""
+
+    def __init__(
+        self,
+        rate: float = 128 * 1024 * 1024,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read so many bytes a second. 128 MiB take about a twelfth of a core."""
+        self._rate = rate
+        self._clock = clock
+        self._free = 0.0
+
+    async def spend(self, size: int) -> None:
+        """Wait as long as it takes to be within the rate after so many bytes."""
+        now = self._clock()
+        self._free = max(self._free, now) + size / self._rate
+        if self._free - now > _SHORT_S:
+            await asyncio.sleep(self._free - now)
 
 
 class Leash:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 
 import msgspec
 
 from polyolo import telemetry
 from polyolo.errors import NotReadyError, OverloadedError
+from polyolo.gateway.endpoints import Endpoints
+from polyolo.gateway.entries import Entries
 from polyolo.gateway.limits import Bound
 from polyolo.gateway.settings import Settings
 from polyolo.gateway.source import Networks, networks
 from polyolo.gateway.tokens import TokenBook
 from polyolo.gateway.upstream import Upstream, UpstreamError
-from polyolo.types import KeyEntry, Phase, Snapshot, TenantRoute
+from polyolo.gateway.waking import Wake, Waker, nobody
+from polyolo.types import KeyEntry, Phase, RuntimeStatus, Snapshot, TenantRoute
 
+_LOOK_S = 0.25  # between two looks of a request that waits, at most
 _POLL_S = 30.0  # control answers a long poll after 20 s at the latest
 _BACK_OFF_S = (0.05, 5.0)  # first and longest pause while control is away
 
@@ -32,9 +38,12 @@ class Directory:
         self,
         settings: Settings,
         *,
-        on_swap: Callable[[Directory], None] | None = None,
+        wake: Wake = nobody,
+        on_swap: Callable[[Directory, bool], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._waker = Waker(wake, self._woken)
+        self.endpoints = Endpoints(clock)
         self._settings = settings
         self._on_swap = on_swap
         self._clock = clock
@@ -42,26 +51,77 @@ class Directory:
         self._changed = asyncio.Event()
         self._confirmed: float | None = None
         self.revision = -1
+        self.gateways = 1
         self.book = TokenBook()
-        self.keys: dict[str, KeyEntry] = {}
+        self._entries: Entries[KeyEntry] = Entries()
         self.ranges: dict[str, Networks] = {}
         """Where keys may be used from, by key id; only of those that are bound."""
         self.tenants: dict[str, TenantRoute] = {}
 
+    @property
+    def keys(self) -> Mapping[str, KeyEntry]:
+        """Return all API keys by id."""
+        return self._entries.by_id
+
     def swap(self, snapshot: Snapshot) -> None:
-        """Put a snapshot in force as a whole and wake the requests that wait for a runtime."""
-        self.keys = {entry.id: entry for entry in snapshot.keys}
-        self.ranges = {
-            entry.id: networks(entry.sources) for entry in snapshot.keys if entry.sources
-        }
-        self.tenants = {route.tenant: route for route in snapshot.tenants}
-        self.book.swap(snapshot)
+        """Put a snapshot in force, or what it adds, at once and as a whole, and wake the requests
+        that wait for a runtime. Raises ValueError for what adds to another revision than this."""
+        if snapshot.since is not None and snapshot.since != self.revision:
+            raise ValueError(f"a change of revision {snapshot.since}, not of {self.revision}")
+        whole = snapshot.since is None
+        routes = {route.tenant: route for route in snapshot.tenants}
+        changed = None if whole else {*routes, *snapshot.gone}
+        those = self.tenants.keys() if changed is None else changed & self.tenants.keys()
+        before = [self.tenants[tenant] for tenant in those]
+        if whole:
+            self.tenants = routes
+        else:
+            self.tenants.update(routes)
+            for tenant in snapshot.gone:
+                self.tenants.pop(tenant, None)
+        for replaced in self._entries.put(snapshot.keys, changed):
+            self.ranges.pop(replaced, None)
+        self.ranges |= {e.id: networks(e.sources) for e in snapshot.keys if e.sources}
+        self.book.swap(snapshot, changed)
         self.revision = snapshot.revision
+        self.gateways = max(1, snapshot.gateways)
         self.confirm()
+        self._tell()
+        if self._on_swap is not None:
+            self._on_swap(self, any(self._lost(route) for route in before))
+
+    def _lost(self, before: TenantRoute) -> bool:
+        """Say whether a tenant, or an endpoint of it, is gone."""
+        now = self.tenants.get(before.tenant)
+        return now is None or not set(before.endpoints) <= set(now.endpoints)
+
+    def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        if self._on_swap is not None:
-            self._on_swap(self)
+
+    def _woken(self, status: RuntimeStatus) -> bool:
+        """Put control's answer to a call to wake a runtime in force; say whether it helps."""
+        tenant = status.tenant
+        route = self.tenants.get(tenant)
+        if route is None:
+            return True
+        self.tenants[tenant] = replace(route, phase=status.phase, endpoints=status.endpoints)
+        self._tell()
+        try:
+            return self._endpoint(tenant) is not None
+        except NotReadyError:  # whoever waits is told
+            return True
+
+    def close(self) -> None:
+        """Wake nothing any more."""
+        self._waker.close()
+
+    async def informed(self, seconds: float) -> None:
+        """Wait for the first snapshot, or for so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.revision < 0:
+                    await self._changed.wait()
 
     def confirm(self) -> None:
         """Note that control has just said that the snapshot in force is the newest."""
@@ -88,9 +148,9 @@ class Directory:
     async def pick_endpoint(self, tenant: str) -> tuple[str, bool]:
         """Return where to send the tenant's request, and whether it had to wait for a start.
 
-        Waits for a runtime that starts, as long and for as many requests as the settings say.
-        Raises NotReadyError for a runtime that is not about to answer, OverloadedError when too
-        many wait already.
+        Waits for a runtime that starts, as long and for as many requests as the settings say, and
+        has one that sleeps woken. Raises NotReadyError for a runtime that is not about to answer,
+        OverloadedError when too many wait already.
         """
         endpoint = self._endpoint(tenant)
         if endpoint is not None:
@@ -100,11 +160,19 @@ class Directory:
             try:
                 async with asyncio.timeout(self._settings.hold_s):
                     while endpoint is None:
-                        await self._changed.wait()
+                        await self._news(tenant)
                         endpoint = self._endpoint(tenant)
             except TimeoutError:
                 raise NotReadyError("the runtime is still starting; come again shortly") from None
         return endpoint, True
+
+    async def _news(self, tenant: str) -> None:
+        """Wait for word from control, asking for it unless that comes anyway; or for a moment."""
+        if self.tenants[tenant].phase in (Phase.ASLEEP, Phase.READY):
+            self._waker.want(tenant)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                await self._changed.wait()
 
     def _endpoint(self, tenant: str) -> str | None:
         """Return the endpoint, or None while the runtime is on its way. Raises NotReadyError."""
@@ -112,10 +180,10 @@ class Directory:
         if route is None:
             raise NotReadyError("the tenant's runtime is gone")
         if route.phase is Phase.READY and route.endpoints:
-            return route.endpoints[0]
-        if route.phase in (Phase.STARTING, Phase.ABSENT):  # absent: created a moment ago
-            return None
-        raise NotReadyError("the tenant's runtime is restarting; come again shortly")
+            return self.endpoints.least_busy(route.endpoints)
+        if route.phase in (Phase.FAILED, Phase.STOPPING):
+            raise NotReadyError("the tenant's runtime is restarting; come again shortly")
+        return None
 
 
 async def pull(directory: Directory, control: Upstream, token: str) -> None:
@@ -132,7 +200,8 @@ async def pull(directory: Directory, control: Upstream, token: str) -> None:
             async with asyncio.timeout(_POLL_S):
                 # After a break everything anew: control may have come back with another past.
                 known = -1 if away else directory.revision
-                fresh = await _poll(f"after={known}&gateway={name}", control, token)
+                asked = f"after={known}&gateway={name}&gateways={directory.gateways}"
+                fresh = await _poll(asked, control, token)
             if fresh is not None:
                 directory.swap(fresh)
             elif known >= 0:  # else there was nothing to confirm

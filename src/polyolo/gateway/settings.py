@@ -34,9 +34,19 @@ class Settings:
     """Largest body of a detection, or gRPC message, bytes. Default 21 MiB: a picture of 20 MiB and
     what is around it."""
     whole_body_bytes: int = 256 * 1024
-    """Bodies up to this many bytes are read before the runtime is asked, larger ones stream.
-    Default 256 KiB: most photos, so that a slow client does not occupy its runtime and a request
-    can be sent again if a kept connection was dead; 64 in flight hold 16 MiB a tenant."""
+    """Bodies for control up to this many bytes are read before it is asked, larger ones stream.
+    Detections are always read whole, so that a slow client occupies nothing but its own memory."""
+    held_bytes: int = 128 * 1024 * 1024
+    """Bytes of pictures of one tenant in the gateway's memory at once; further bodies wait."""
+    all_held_bytes: int = 512 * 1024 * 1024
+    """The same of all tenants together; then those wait who hold more than others."""
+    slots: int = 0
+    """Detections inside runtimes at once, of all tenants together; the others wait here for their
+    turn. For runtimes that share one machine: a few more than its CPUs. Default 0: no bound, for
+    runtimes that have machines, or shares of them, of their own."""
+    redis: str | None = None
+    """URL of a Redis where all gateways count each tenant's rate together. Default: none, each of N
+    gateways grants 1/N of every rate."""
     deadline_s: float = 60.0
     """Seconds for a whole detection, from its head to its answer; then 504."""
     control_deadline_s: float = 900.0
@@ -47,6 +57,8 @@ class Settings:
     """Requests of one tenant that may wait for its starting runtime; more are answered 503."""
     control_connections: int = 128
     """Calls of the control API passed on at once; more are answered 503."""
+    control_share: int = 32
+    """Of them, those of one tenant, or of one address that no credential comes from."""
     usage_flush_s: float = 1.0
     """Seconds between handing usage to the control plane."""
     usage_batch: int = 500

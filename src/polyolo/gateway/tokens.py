@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Set
 
 from polyolo import tokens
 from polyolo.errors import InvalidTokenError
+from polyolo.gateway.entries import Entries
 from polyolo.tokens import Claims
 from polyolo.types import ClientEntry, Principal, Snapshot, TokenRules
 
@@ -25,12 +27,15 @@ class TokenBook:
         self._remembered = remembered
         self._rules: TokenRules | None = None
         self._keys = tokens.public_keys(None)
-        self._clients: dict[str, ClientEntry] = {}
+        self._clients: Entries[ClientEntry] = Entries()
         self._revoked: frozenset[str] = frozenset()
         self._seen: dict[bytes, Claims] = {}
 
-    def swap(self, snapshot: Snapshot) -> None:
-        """Put the rules, clients and revocations of a snapshot in force."""
+    def swap(self, snapshot: Snapshot, changed: Set[str] | None = None) -> None:
+        """Put the rules, clients and revocations of a snapshot in force.
+
+        changed: the tenants whose clients are in it; None: it is whole.
+        """
         rules = snapshot.tokens
         known = self._rules
         if (
@@ -42,7 +47,7 @@ class TokenBook:
             self._keys = tokens.public_keys(rules)
             self._seen.clear()  # a key that is gone must not live on in what it once signed
         self._rules = rules
-        self._clients = {client.id: client for client in snapshot.clients}
+        self._clients.put(snapshot.clients, changed)
         self._revoked = frozenset(() if rules is None else rules.revoked)
 
     def principal(self, token: bytes, now: float) -> Principal:
@@ -57,7 +62,7 @@ class TokenBook:
         elif claims.expires_at + tokens.LEEWAY_S <= now:
             del self._seen[digest]
             raise InvalidTokenError("this access token has expired; get a new one")
-        client = self._clients.get(claims.client)
+        client = self._clients.by_id.get(claims.client)
         if client is None or client.tenant != claims.tenant or claims.id in self._revoked:
             raise InvalidTokenError("this access token was revoked; get a new one")
         return Principal(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,18 +13,21 @@ from itertools import islice
 from typing import Any
 
 import msgspec
-from prometheus_client import Counter
+from prometheus_client import Counter as Metric
 
 from polyolo import telemetry
 from polyolo.errors import OverloadedError
+from polyolo.gateway.quotas import Quotas
 from polyolo.gateway.settings import Settings
 from polyolo.gateway.upstream import Upstream, UpstreamError
+from polyolo.resources import UsageTaken
 from polyolo.types import Principal, UsageRecord
 
 _SEND_S = 10.0  # for one batch
 _MODELS_A_TENANT = 64  # series of one tenant; a runtime is not trusted to name few models
 
 _log = telemetry.logger("usage")
+_decode = msgspec.json.Decoder(UsageTaken).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,26 @@ def metered(headers: Mapping[bytes, bytes]) -> Metered:
     return said if believable else NOTHING
 
 
+def record(who: Principal, source: str, status: int, **more: Any) -> UsageRecord:
+    """Return a usage record of now. source: the client's address."""
+    return UsageRecord(
+        id=telemetry.new_id(),
+        tenant=who.tenant or "",
+        at=time.time(),
+        status=status,
+        principal=f"{who.kind}:{who.id}",
+        source=source,
+        **more,
+    )
+
+
+def _taken(body: bytes) -> UsageTaken:
+    try:
+        return _decode(body)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise UpstreamError(f"control's answer to a batch of usage: {error}") from None
+
+
 class Ledger:
     """Keeps usage records until control has them. On the loop's thread.
 
@@ -64,15 +87,19 @@ class Ledger:
     would take this class's place, behind `close`.
     """
 
-    def __init__(self, settings: Settings, control: Upstream, metrics: telemetry.Metrics) -> None:
+    def __init__(
+        self, settings: Settings, control: Upstream, metrics: telemetry.Metrics, quotas: Quotas
+    ) -> None:
+        self._quotas = quotas
         self._settings = settings
         self._control = control
         self._records: deque[UsageRecord] = deque()
+        self._refused: Counter[tuple[Principal, str, int]] = Counter()
         self._some = asyncio.Event()
         self._full = asyncio.Event()
         self._lost = 0
         self._sending = asyncio.Lock()
-        self._dropped = Counter(
+        self._dropped = Metric(
             "polyolo_usage_dropped",
             "Usage records lost because control was away for too long.",
             registry=metrics.registry,
@@ -81,10 +108,23 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._records)
 
+    def refuse(self, who: Principal, source: str, status: int) -> None:
+        """Take a request that was refused at the door. Those of a second are one record: a flood
+        of them must not become a flood of records."""
+        self._refused[who, source, status] += 1
+        self._some.set()
+        if len(self._refused) >= self._settings.usage_batch:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        refused, self._refused = self._refused, Counter()
+        for (who, source, status), number in refused.items():
+            self.close(record(who, source, status, requests=number))
+
     def close(self, record: UsageRecord) -> None:
         """Take the record of a request that is over."""
         if len(self._records) >= self._settings.usage_buffer:
-            self._records.popleft()
+            self._quotas.lose(self._records.popleft())
             self._dropped.inc()
             if self._lost % 1000 == 0:  # loud, but not a line a request
                 _log.error("usage is lost: control has been away too long", lost=self._lost + 1)
@@ -117,11 +157,12 @@ class Ledger:
 
     async def flush(self) -> None:
         """Hand over all records. Raises UpstreamError or TimeoutError; what is left stays here."""
+        self._sum_up()
         async with self._sending:
             while self._records:
                 batch = list(islice(self._records, self._settings.usage_batch))
                 async with asyncio.timeout(_SEND_S):
-                    status, _ = await self._control.call(
+                    status, body = await self._control.call(
                         "POST",
                         "/internal/v1/usage",
                         headers={
@@ -130,8 +171,9 @@ class Ledger:
                         },
                         body=msgspec.json.encode(batch),
                     )
-                if status != 204:
+                if status != 200:
                     raise UpstreamError(f"control answered {status} to a batch of usage")
+                self._quotas.confirm(batch, _taken(body))
                 sent = {record.id for record in batch}
                 while self._records and self._records[0].id in sent:  # some may have been dropped
                     self._records.popleft()
@@ -148,6 +190,24 @@ class Meter:
         self._durations: dict[tuple[str, str], Any] = {}
         self._cold_starts: dict[tuple[str, str], Any] = {}
         self._in_flight: dict[str, Any] = {}
+        self._waiting: dict[str, Any] = {}
+        self._shed = Metric(
+            "polyolo_shed",
+            "Requests refused while they waited for their turn, or because it would come too late.",
+            ("tenant", "reason"),
+            registry=metrics.registry,
+        )
+
+    def waits(self, name: str, change: int) -> None:
+        """Count one more (+1) or one less (-1) of the tenant's (by name) that wait their turn."""
+        gauge = self._waiting.get(name)
+        if gauge is None:
+            gauge = self._waiting[name] = self._metrics.queue_depth.labels(name, "")
+        gauge.inc(change)
+
+    def shed(self, name: str, reason: str) -> None:
+        """Count one of the tenant's (by name) that was refused. reason: full or hopeless."""
+        self._shed.labels(name, reason).inc()
 
     @contextmanager
     def in_flight(self, tenant: str) -> Iterator[None]:
@@ -190,6 +250,11 @@ class Meter:
             models = self._models.pop(tenant)
             if self._in_flight.pop(tenant, None) is not None:
                 metrics.in_flight.remove(tenant, "")
+            if self._waiting.pop(tenant, None) is not None:
+                metrics.queue_depth.remove(tenant, "")
+            for reason in ("full", "hopeless"):
+                with suppress(KeyError):
+                    self._shed.remove(tenant, reason)
             for model in models:
                 if self._durations.pop((tenant, model), None) is not None:
                     metrics.request_duration.remove(tenant, model)
@@ -209,20 +274,21 @@ class Meter:
         bytes_in: int,
         cold: bool,
     ) -> None:
-        """Close the usage record of one detection. source: the client's address."""
+        """Close the usage record of one detection that was let in. source: the client's address."""
         self._ledger.close(
-            UsageRecord(
-                id=telemetry.new_id(),
-                tenant=who.tenant or "",
-                at=time.time(),
-                status=status,
+            record(
+                who,
+                source,
+                status,
                 model=said.model,
                 version=said.version,
                 images=said.images,
                 engine_ms=said.engine_ms,
                 bytes_in=bytes_in,
                 cold_start=cold,
-                principal=f"{who.kind}:{who.id}",
-                source=source,
             )
         )
+
+    def refuse(self, who: Principal, source: str, status: int) -> None:
+        """Count a detection that was refused at the door. source: the client's address."""
+        self._ledger.refuse(who, source, status)

@@ -50,7 +50,7 @@ _TO_REGISTER = "owner"  # the role of who registers
 
 @routes.post("/register", status_code=201, response_model=Registered, tags=["accounts"])
 async def register(
-    body: Registration, visitor: Annotated[Visitor, in_public("register")]
+    request: Request, body: Registration, visitor: Annotated[Visitor, in_public("register")]
 ) -> Response:
     """Make an account, its tenant and the tenant's first API key, which is shown only here.
 
@@ -59,11 +59,7 @@ async def register(
     409 do not say whether the address has an account, and tries are slowed down.
     """
     plane = visitor.plane
-    rule = plane.settings.registration
-    if rule is Rule.CLOSED:
-        raise ForbiddenError("registration is closed here; ask the platform's operator")
-    if rule is Rule.INVITE and body.invitation is None:
-        raise ForbiddenError("registration needs an invitation of the platform's operator")
+    may_register(plane, body.invitation)
     plane.registrations.begin(network(visitor.source))
     email = emails.normal(body.email)
 
@@ -83,8 +79,18 @@ async def register(
         )
 
     made = await run_in_threadpool(work)
+    request.scope["state"]["tenant"] = made.tenant.id  # for the audit log
     await plane.told()
     return json_response(made, 201, _NO_STORE)
+
+
+def may_register(plane: Plane, invitation: str | None) -> None:
+    """Raise ForbiddenError where the operator lets nobody register, or not without invitation."""
+    rule = plane.settings.registration
+    if rule is Rule.CLOSED:
+        raise ForbiddenError("registration is closed here; ask the platform's operator")
+    if rule is Rule.INVITE and not invitation:
+        raise ForbiddenError("registration needs an invitation of the platform's operator")
 
 
 @routes.post("/invitations", status_code=201, response_model=Invitation, tags=["accounts"])
@@ -123,14 +129,15 @@ def withdraw_invitation_to_register(
 
 @routes.post("/invitations/accept", status_code=201, response_model=User, tags=["accounts"])
 def accept_invitation(
-    body: Acceptance, visitor: Annotated[Visitor, in_public("invitations:accept")]
+    request: Request, body: Acceptance, visitor: Annotated[Visitor, in_public("invitations:accept")]
 ) -> Response:
     """Become a user of the tenant that one was invited to."""
     plane = visitor.plane
     plane.registrations.begin(network(visitor.source))
     email = emails.normal(body.email)
     passwords.checked(body.password, email=email)
-    invitations.check(plane.ledger, body.token, to_register=False)
+    tenant = invitations.check(plane.ledger, body.token, to_register=False)
+    request.scope["state"]["tenant"] = tenant  # for the audit log
     hashed = plane.passwords.hash(body.password)
     made = invitations.accept(plane.ledger, plane.vault, body.token, email=email, password=hashed)
     return json_response(made, 201)
@@ -161,6 +168,7 @@ def sign_in(
         instead_of=cookies.session_of(request.headers, secure=secure),
     )
     plane.guesses.right(email, visitor.source)
+    request.scope["state"]["tenant"] = live.who.tenant  # for the audit log
     answer = json_response(_session(plane, live, session), 201, _NO_STORE)
     answer.headers["set-cookie"] = cookies.set_cookie(session, secure=secure)
     return answer

@@ -5,7 +5,7 @@ Each names the route's action; a route without one fails a test (and is nobody's
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -109,6 +109,16 @@ def source_of(request: Request) -> str:
     return request.headers.get("polyolo-client-address", "")
 
 
+def about(state: Mapping[str, Any]) -> str | None:
+    """Return the id of the tenant that a request was about; None for the platform's own.
+
+    state: the request's. A route that makes a tenant, or finds out only then whose the request
+    is, puts it there as `tenant`.
+    """
+    who: Principal | None = state.get("who")
+    return state.get("tenant") or (None if who is None else who.tenant)
+
+
 def on_platform(action: str) -> Any:
     """Return the dependency of a route that is about the platform as a whole."""
 
@@ -119,14 +129,15 @@ def on_platform(action: str) -> Any:
     return _declaring(action, check)
 
 
-def on_tenant(action: str) -> Any:
+def on_tenant(action: str, *, gone: bool = False) -> Any:
     """Return the dependency of a route below `/tenants/{tenant}`.
 
-    404 comes before 403: somebody else's tenant is not there, whatever is asked of it.
+    404 comes before 403: somebody else's tenant is not there, whatever is asked of it. gone: the
+    operator may mean a tenant that was deleted (see tenants.resolve).
     """
 
     def check(caller: Known, tenant: str, request: Request) -> Asked:
-        identifier = tenants.resolve(caller.plane.ledger, caller.who, tenant)
+        identifier = tenants.resolve(caller.plane.ledger, caller.who, tenant, gone=gone)
         request.scope["state"]["tenant"] = identifier  # for the audit log
         _require(access.allowed(caller.who, action, identifier, state=caller.state))
         return Asked(who=caller.who, tenant=identifier, plane=caller.plane)
@@ -154,12 +165,16 @@ def on_account() -> Any:
     return _declaring("account:own", check)
 
 
-def in_public(action: str) -> Any:
-    """Return the dependency of a route that needs no credential."""
+def in_public(action: str, *, of_any_site: bool = False) -> Any:
+    """Return the dependency of a route that needs no credential.
+
+    of_any_site: a page of another site may ask, since the route itself knows what it began.
+    """
 
     def check(request: Request) -> Visitor:
         _require(access.allowed(None, action))
-        cookies.check_site(request.headers)
+        if not of_any_site:
+            cookies.check_site(request.headers)
         return Visitor(plane=request.app.state.plane, source=source_of(request))
 
     return _declaring(action, check)

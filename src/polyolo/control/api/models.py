@@ -4,152 +4,126 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from polyolo.control.api.asking import Asked, on_tenant
 from polyolo.control.api.bodies import ModelList, SettingsChange, Use
-from polyolo.control.artifacts import Upload
 from polyolo.control.idempotency import OnceRoute
-from polyolo.control.service import models
-from polyolo.control.service.artifacts import Artifact
-from polyolo.control.service.tenants import plan_of
-from polyolo.errors import MalformedRequestError, TooLargeError
-from polyolo.resources import Model, ModelVersion
-from polyolo.types import DetectionSettings
+from polyolo.control.service import golden, models, tuning, versions
+from polyolo.control.service.ledger import actor
+from polyolo.resources import Model, ModelSettings, ModelVersion
+from polyolo.types import STANDARD
 from polyolo.web import json_response
-
-_WRITE_BYTES = 1 << 20
-"""Bytes gathered before a thread is bothered to hash and write them."""
 
 routes = APIRouter(prefix="/tenants/{tenant}/models", tags=["models"], route_class=OnceRoute)
 
+ToRead = Annotated[Asked, on_tenant("models:read")]
+ToWrite = Annotated[Asked, on_tenant("models:write")]
+
 
 @routes.get("", response_model=ModelList)
-def list_models(asked: Annotated[Asked, on_tenant("models:read")]) -> Response:
+def list_models(asked: ToRead) -> Response:
     """List the tenant's models and the platform's standard one."""
     return json_response(ModelList(models=models.every(asked.plane.ledger, asked.tenant)))
 
 
-@routes.post(
-    "/{name}/versions",
-    status_code=201,
-    response_model=ModelVersion,
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "description": "The model file itself (ONNX).",
-            "content": {
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
-            },
-        }
-    },
-)
-async def push_version(
-    request: Request,
-    name: str,
-    asked: Annotated[Asked, on_tenant("models:write")],
-    classes: Annotated[list[str] | None, Query(description="Class names by id.")] = None,
-) -> Response:
-    """Upload a model file as the next version of a model, made if it is new.
-
-    The first version of a model is in use at once; later ones are when they are put in use. The
-    first model that a tenant uploads becomes its default.
-    """
-    plane, tenant = asked.plane, asked.tenant
-    plan = await run_in_threadpool(plan_of, plane.ledger, tenant, plane.settings.plans)
-    await run_in_threadpool(models.check_push, plane.ledger, tenant, name, plan)
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > plan.max_model_bytes:
-        raise TooLargeError(
-            f"a model file may have {plan.max_model_bytes:,} bytes in the plan {plan.name}"
-        )
-
-    def record(artifact: Artifact) -> int:
-        return models.push(plane.ledger, asked.who, tenant, name, artifact, plan)
-
-    with plane.store.upload(plan.max_model_bytes) as upload:
-        await _receive(request, upload)
-        number = await run_in_threadpool(plane.admission.admit, upload, classes or (), record)
-    await plane.in_force(tenant)
-    made = await run_in_threadpool(models.version, plane.ledger, tenant, name, number)
-    return json_response(made, 201)
-
-
 @routes.get("/{name}", response_model=Model)
-def show_model(name: str, asked: Annotated[Asked, on_tenant("models:read")]) -> Response:
+def show_model(name: str, asked: ToRead) -> Response:
     """Show a model with its versions."""
     return json_response(models.get(asked.plane.ledger, asked.tenant, name))
 
 
 @routes.delete("/{name}", status_code=204)
-async def delete_model(name: str, asked: Annotated[Asked, on_tenant("models:write")]) -> Response:
+async def delete_model(name: str, asked: ToWrite) -> Response:
     """Delete a model. If it was the default, the oldest one left takes its place."""
-    plane = asked.plane
-    digests = await run_in_threadpool(models.delete, plane.ledger, asked.who, asked.tenant, name)
-    await run_in_threadpool(plane.admission.discard, digests)
-    await plane.in_force(asked.tenant)
+    plane, tenant = asked.plane, asked.tenant
+
+    def delete() -> None:
+        with plane.ledger.reading() as connection:
+            pictures = sorted(golden.digests(connection, tenant, name))
+        models.delete(plane.ledger, asked.who, tenant, name)
+        for digest in golden.unneeded(plane.ledger, tenant, pictures):
+            plane.store.delete(tenant, digest)
+
+    await run_in_threadpool(delete)
+    await plane.in_force(tenant)
     return Response(status_code=204)
 
 
 @routes.get("/{name}/versions/{number}", response_model=ModelVersion)
-def show_version(
-    name: str, number: int, asked: Annotated[Asked, on_tenant("models:read")]
-) -> Response:
+def show_version(name: str, number: int, asked: ToRead) -> Response:
     """Show one version of a model."""
     return json_response(models.version(asked.plane.ledger, asked.tenant, name, number))
 
 
-@routes.post("/{name}/use", response_model=Model)
-async def use_version(
-    name: str, body: Use, asked: Annotated[Asked, on_tenant("models:write")]
-) -> Response:
-    """Put a version in use: it answers when a request names none."""
+@routes.delete("/{name}/versions/{number}", status_code=204)
+async def delete_version(name: str, number: int, asked: ToWrite) -> Response:
+    """Delete one version of a model that is neither in use nor on trial."""
     ledger = asked.plane.ledger
-    await run_in_threadpool(models.use, ledger, asked.who, asked.tenant, name, body.version)
-    return await _in_force(name, asked)
+    await run_in_threadpool(versions.delete, ledger, asked.who, asked.tenant, name, number)
+    await asked.plane.in_force(asked.tenant)
+    return Response(status_code=204)
+
+
+@routes.post("/{name}/use", response_model=Model)
+async def use_version(name: str, body: Use, asked: ToWrite) -> Response:
+    """Put a version in use: it answers when a request names none.
+
+    It is compared with the one in use before; below the model's tolerance that is refused with
+    409 and the comparison, unless `force` is set.
+    """
+    put = asked.plane.gate.put_in_use
+    await run_in_threadpool(
+        lambda: put(actor(asked.who), asked.tenant, name, body.version, force=body.force)
+    )
+    return await in_force(name, asked)
 
 
 @routes.post("/{name}/rollback", response_model=Model)
-async def roll_back(name: str, asked: Annotated[Asked, on_tenant("models:write")]) -> Response:
-    """Put the version back in use that was before."""
+async def roll_back(name: str, asked: ToWrite) -> Response:
+    """Put the last good version back in use; does nothing when that was done already."""
     ledger = asked.plane.ledger
-    await run_in_threadpool(models.rollback, ledger, asked.who, asked.tenant, name)
-    return await _in_force(name, asked)
+    await run_in_threadpool(versions.rollback, ledger, asked.who, asked.tenant, name)
+    return await in_force(name, asked)
 
 
-@routes.get("/{name}/settings", response_model=DetectionSettings)
+@routes.get("/{name}/settings", response_model=ModelSettings)
 def show_settings(name: str, asked: Annotated[Asked, on_tenant("settings:read")]) -> Response:
-    """Show what counts as a detection when a request does not say."""
-    return json_response(models.settings(asked.plane.ledger, asked.tenant, name))
+    """Show how a model is served when a request does not say."""
+    if name == STANDARD:
+        return json_response(models.get(asked.plane.ledger, asked.tenant, name).settings)
+    return json_response(tuning.get(asked.plane.ledger, asked.tenant, name))
 
 
-@routes.patch("/{name}/settings", response_model=DetectionSettings)
+@routes.patch("/{name}/settings", response_model=ModelSettings)
 async def change_settings(
     name: str, body: SettingsChange, asked: Annotated[Asked, on_tenant("settings:write")]
 ) -> Response:
-    """Change what counts as a detection when a request does not say."""
+    """Change how a model is served when a request does not say.
+
+    Input size, engine and precision take effect by opening the model anew, beside the one that
+    serves meanwhile; what cannot be opened so is refused.
+    """
     plane, tenant = asked.plane, asked.tenant
     changes = body.model_dump(exclude_unset=True)
-    await run_in_threadpool(models.set_settings, plane.ledger, asked.who, tenant, name, changes)
+
+    def change() -> None:
+        if changes.keys() & tuning.RELOADING:
+            before = tuning.get(plane.ledger, tenant, name)
+            after = tuning.changed(before, changes)
+            if any(getattr(before, one) != getattr(after, one) for one in tuning.RELOADING):
+                plane.gate.check_settings(tenant, name, after)
+        tuning.change(plane.ledger, asked.who, tenant, name, changes)
+
+    await run_in_threadpool(change)
     await plane.in_force(tenant)
-    return json_response(await run_in_threadpool(models.settings, plane.ledger, tenant, name))
+    return json_response(await run_in_threadpool(tuning.get, plane.ledger, tenant, name))
 
 
-async def _in_force(name: str, asked: Asked) -> Response:
+async def in_force(name: str, asked: Asked) -> Response:
+    """Return a model once the runtime has what was changed."""
     plane = asked.plane
     await plane.in_force(asked.tenant)
     return json_response(await run_in_threadpool(models.get, plane.ledger, asked.tenant, name))
-
-
-async def _receive(request: Request, upload: Upload) -> None:
-    gathered = bytearray()
-    async for chunk in request.stream():  # raises ClientDisconnect when the client hangs up
-        gathered += chunk
-        if len(gathered) >= _WRITE_BYTES:
-            await run_in_threadpool(upload.write, bytes(gathered))
-            gathered.clear()
-    await run_in_threadpool(upload.write, bytes(gathered))
-    if not upload.size:
-        raise MalformedRequestError("the body is empty; send the model file as the body")

@@ -14,12 +14,13 @@ from starlette.responses import Response
 
 from polyolo.control import names
 from polyolo.control.api.asking import Asked, on_platform, on_tenant
-from polyolo.control.api.bodies import NewOAuthClient, OAuthClientList
+from polyolo.control.api.bodies import NewOAuthClient, OAuthClientList, Rotation, duration
 from polyolo.control.idempotency import OnceRoute
 from polyolo.control.plane import Plane
 from polyolo.control.service import oauth
 from polyolo.control.service.oauth import Known, RefusedError
 from polyolo.resources import OAuthClient
+from polyolo.types import Principal
 from polyolo.web import json_response, read_body
 
 _FORM_BYTES = 16 << 10
@@ -52,6 +53,19 @@ def list_clients(asked: Annotated[Asked, on_tenant("keys:read")]) -> Response:
     """List the tenant's OAuth clients, without their secrets."""
     clients = oauth.every(asked.plane.ledger, asked.tenant)
     return json_response(OAuthClientList(clients=clients))
+
+
+@routes.post("/{client}/rotate", status_code=201, response_model=OAuthClient)
+async def rotate_client(
+    client: str, asked: Annotated[Asked, on_tenant("keys:write")], body: Rotation | None = None
+) -> Response:
+    """Give an OAuth client a new secret; the old one stops, now or soon, its tokens stay good."""
+    overlap = duration(body.overlap if body else None, "overlap") or 0.0
+
+    def rotate() -> OAuthClient:
+        return oauth.rotate(asked.plane.ledger, asked.who, asked.tenant, client, overlap=overlap)
+
+    return json_response(await run_in_threadpool(rotate), 201, _NOT_KEPT)
 
 
 @routes.delete("/{client}", status_code=204)
@@ -197,6 +211,8 @@ async def _answer(
         identifier, secret = _credentials(request.headers.get("authorization"), fields)
         client = await run_in_threadpool(oauth.authenticate, plane.ledger, identifier, secret)
         request.scope["state"]["log"]["actor"] = f"token:{client.id}"
+        who = Principal(kind="token", id=client.id, tenant=client.tenant)
+        request.scope["state"]["who"] = who  # for the audit log
         return await run_in_threadpool(act, plane, client, fields)
     except RefusedError as refusal:
         said = {"error": refusal.code, "error_description": refusal.description}

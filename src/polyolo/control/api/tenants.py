@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -20,10 +20,11 @@ from polyolo.control.api.bodies import (
     UsageList,
     duration,
     moment,
-    month_start,
 )
 from polyolo.control.idempotency import OnceRoute
-from polyolo.control.service import keys, runtimes, tenants, usage
+from polyolo.control.service import keys, limits, runtimes, tenants, usage
+from polyolo.errors import InvalidValueError
+from polyolo.months import start as month_start
 from polyolo.resources import ApiKey, Tenant, Usage
 from polyolo.types import RuntimeStatus
 from polyolo.web import json_response
@@ -38,13 +39,14 @@ When = Annotated[
 
 @routes.post("/tenants", status_code=201, response_model=Tenant, tags=["tenants"])
 async def create_tenant(
-    body: NewTenant, asked: Annotated[Asked, on_platform("tenants:create")]
+    request: Request, body: NewTenant, asked: Annotated[Asked, on_platform("tenants:create")]
 ) -> Response:
     """Make a tenant. The answer holds its first API key, which is shown only here."""
     plane = asked.plane
     made = await run_in_threadpool(
         tenants.create, plane.ledger, asked.who, body.name, body.plan, plane.settings.plans
     )
+    request.scope["state"]["tenant"] = made.id  # for the audit log
     await plane.told()
     return json_response(made, 201)
 
@@ -65,10 +67,19 @@ def show_tenant(asked: Annotated[Asked, on_tenant("tenant:read")]) -> Response:
 async def change_tenant(
     body: TenantChange, asked: Annotated[Asked, on_tenant("tenants:change")]
 ) -> Response:
-    """Suspend a tenant (its keys answer 403, its runtime ends) or resume it."""
-    changed = await run_in_threadpool(
-        tenants.set_state, asked.plane.ledger, asked.who, asked.tenant, body.state
-    )
+    """Suspend a tenant (its keys answer 403, its runtime ends), resume it, or change its plan."""
+    if body.state is None and body.plan is None:
+        raise InvalidValueError("say what to change: state or plan")
+    ledger, plans = asked.plane.ledger, asked.plane.settings.plans
+
+    def change() -> Tenant:
+        if body.plan is not None:
+            limits.set_plan(ledger, asked.who, asked.tenant, body.plan, plans)
+        if body.state is not None:
+            tenants.set_state(ledger, asked.who, asked.tenant, body.state)
+        return tenants.get(ledger, asked.tenant)
+
+    changed = await run_in_threadpool(change)
     await asked.plane.told()
     return json_response(changed)
 

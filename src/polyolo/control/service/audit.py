@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from polyolo.control import audit, db
-from polyolo.control.audit import WHOLE, Entry, Mark, Signer
+from polyolo.control.audit import ANCHOR, HEAD, WHOLE, Entry, Mark, Signer
 from polyolo.control.secrets import Place
 from polyolo.control.service import chain, verify
 from polyolo.control.service.ledger import Ledger
@@ -99,9 +99,19 @@ def head(ledger: Ledger) -> Mark | None:
     table = db.audit_marks
     with ledger.reading() as connection:
         row = connection.execute(
-            sa.select(table).where(table.c.chain == WHOLE, table.c.kind == "head")
+            sa.select(table).where(table.c.chain == WHOLE, table.c.kind == HEAD)
         ).one_or_none()
     return None if row is None else chain.of_row(row)
+
+
+def marks(ledger: Ledger, tenant: str) -> list[dict[str, Any]]:
+    """Return the signed marks of a tenant's chain, for who verifies its entries elsewhere."""
+    table = db.audit_marks
+    with ledger.reading() as connection:
+        rows = connection.execute(
+            sa.select(table).where(table.c.chain == tenant).order_by(table.c.kind)
+        )
+        return [dict(row) for row in rows.mappings()]
 
 
 def prune(ledger: Ledger, before: float) -> int:
@@ -134,10 +144,10 @@ def prune(ledger: Ledger, before: float) -> int:
             sa.select(table).join_from(table, latest, table.c.seq == latest.c.seq)
         ).all()
         for row in lasts:
-            own = Mark(chain=row.tenant or "", kind="anchor", number=row.number, hash=row.chain)
+            own = Mark(chain=row.tenant or "", kind=ANCHOR, number=row.number, hash=row.chain)
             chain.put(connection, ledger.signer, own)
             if row.seq == end:
-                anchor = Mark(chain=WHOLE, kind="anchor", number=end, hash=row.whole)
+                anchor = Mark(chain=WHOLE, kind=ANCHOR, number=end, hash=row.whole)
                 chain.put(connection, ledger.signer, anchor)
         gone = connection.execute(table.delete().where(table.c.seq <= end)).rowcount
         transaction.note(

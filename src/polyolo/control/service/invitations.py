@@ -115,10 +115,15 @@ def accept(ledger: Ledger, vault: Vault, token: str, *, email: str, password: st
         return users.add(transaction, vault, row.tenant, email, row.role, password)
 
 
-def check(ledger: Ledger, token: str, *, to_register: bool) -> None:
-    """Raise ForbiddenError for a token that is no good, before work is done on its behalf."""
+def check(ledger: Ledger, token: str, *, to_register: bool) -> str | None:
+    """Return the id of the tenant that a token invites into; None for one to register.
+
+    Raises ForbiddenError for a token that is no good, before work is done on its behalf.
+    """
     with ledger.reading() as connection:
-        _good(connection, token, ledger.clock(), to_register=to_register)
+        found = _good(connection, token, ledger.clock(), to_register=to_register)
+    tenant: str | None = found.tenant
+    return tenant
 
 
 def use(transaction: Transaction, token: str, *, to_register: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_network
 from typing import Any
 
@@ -10,13 +10,12 @@ import sqlalchemy as sa
 
 from polyolo.control import db, names
 from polyolo.control.access import StoredKey
-from polyolo.control.service.ledger import Ledger, Transaction, actor
-from polyolo.errors import ConflictError, ForbiddenError, InvalidValueError, NotFoundError
+from polyolo.control.service import credentials
+from polyolo.control.service.ledger import Ledger, Transaction
+from polyolo.errors import ConflictError, InvalidValueError
 from polyolo.resources import ApiKey
-from polyolo.types import Principal, UsageRecord
+from polyolo.types import Principal
 
-MAX_LIVE = 100
-"""Live keys of a tenant: every gateway holds all of them in memory."""
 MAX_SOURCES = 50
 """Networks of a key: the gateway goes through all of them, request by request."""
 
@@ -37,33 +36,11 @@ def create(
     addresses that it may be used from; none: from anywhere. Raises InvalidValueError, and
     ForbiddenError for a scope that the caller lacks: no key makes a stronger one.
     """
-    chosen, ranges = granted(who, scopes), _networks(sources)
+    chosen, ranges = credentials.granted(who, scopes), _networks(sources)
     with ledger.changing() as transaction:
-        live = transaction.connection.execute(
-            sa.select(sa.func.count())
-            .select_from(db.api_keys)
-            .where(db.api_keys.c.tenant == tenant, db.api_keys.c.revoked_at.is_(None))
-        ).scalar_one()
-        if live >= MAX_LIVE:
-            raise ConflictError(f"there are {live} live keys; revoke one that is not used")
+        credentials.make_room(transaction.connection, credentials.KEYS, tenant)
         expires_at = None if expires_in is None else transaction.now + expires_in
         return issue(transaction, who, tenant, name, chosen, expires_at, ranges)
-
-
-def granted(who: Principal, scopes: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the scopes of a credential that `who` makes; None asks for all that they have.
-
-    Raises InvalidValueError for one that there is not, ForbiddenError for one that they lack.
-    """
-    # Some scopes are for people only: a user has them, and no key gets them.
-    own = tuple(s for s in names.SCOPES if who.kind == "operator" or s in who.scopes)
-    chosen = own if scopes is None else tuple(dict.fromkeys(scopes))
-    for scope in chosen:
-        if scope not in names.SCOPES:
-            raise InvalidValueError(f"scopes: {scope!r} is not one of {', '.join(names.SCOPES)}")
-        if scope not in own:
-            raise ForbiddenError(f"you lack the scope {scope} yourself, so you cannot give it")
-    return chosen
 
 
 def issue(
@@ -90,13 +67,8 @@ def issue(
             sources=list(sources),
         )
     )
-    transaction.note(
-        actor(who),
-        "key.create",
-        tenant=tenant,
-        resource=f"keys/{identifier}",
-        detail=" ".join(scopes),
-    )
+    detail = " ".join(scopes)
+    credentials.note(transaction, credentials.KEYS, who, tenant, identifier, "create", detail)
     return ApiKey(
         id=identifier,
         name=name,
@@ -111,12 +83,7 @@ def issue(
 def every(ledger: Ledger, tenant: str) -> list[ApiKey]:
     """Return a tenant's keys, oldest first, revoked ones included."""
     with ledger.reading() as connection:
-        rows = connection.execute(
-            sa.select(db.api_keys)
-            .where(db.api_keys.c.tenant == tenant)
-            .order_by(db.api_keys.c.created_at, db.api_keys.c.id)
-        )
-        return [_view(row) for row in rows]
+        return [_view(row) for row in credentials.every(connection, credentials.KEYS, tenant)]
 
 
 def rotate(
@@ -130,38 +97,31 @@ def rotate(
     caller's.
     """
     with ledger.changing() as transaction:
-        row = _live(transaction.connection, tenant, identifier)
-        beyond = set(row.scopes) - set(who.scopes)
-        if who.kind != "operator" and beyond:
-            raise ForbiddenError(
-                f"that key has scopes that yours lacks: {', '.join(sorted(beyond))}"
-            )
+        connection, table = transaction.connection, db.api_keys
+        row = credentials.rotatable(connection, credentials.KEYS, who, tenant, identifier)
         if row.replaced_by is not None:
             raise ConflictError(f"that key was rotated already; rotate {row.replaced_by} instead")
-        table = db.api_keys
-        before = transaction.connection.execute(
+        before = connection.execute(
             sa.select(table.c.id).where(
                 table.c.replaced_by == identifier, table.c.revoked_at.is_(None)
             )
         ).scalars()
         for old in [*before, *([] if overlap else [identifier])]:
-            _revoke(transaction, who, tenant, old)
+            credentials.revoke(transaction, credentials.KEYS, who, tenant, old)
         scopes, sources = tuple(row.scopes), tuple(row.sources or ())
         made = issue(transaction, who, tenant, row.name, scopes, row.expires_at, sources)
         until = transaction.now + overlap
         ends = until if row.expires_at is None else min(until, row.expires_at)
         changed = {"replaced_by": made.id} | ({"expires_at": ends} if overlap else {})
-        transaction.connection.execute(
-            table.update().where(table.c.id == identifier).values(**changed)
-        )
+        connection.execute(table.update().where(table.c.id == identifier).values(**changed))
         return made
 
 
 def revoke(ledger: Ledger, who: Principal, tenant: str, identifier: str) -> None:
     """Have a live key stop working. Raises NotFoundError."""
     with ledger.changing() as transaction:
-        _live(transaction.connection, tenant, identifier)
-        _revoke(transaction, who, tenant, identifier)
+        credentials.live(transaction.connection, credentials.KEYS, tenant, identifier)
+        credentials.revoke(transaction, credentials.KEYS, who, tenant, identifier)
 
 
 def find(ledger: Ledger, identifier: str) -> StoredKey | None:
@@ -186,27 +146,6 @@ def find(ledger: Ledger, identifier: str) -> StoredKey | None:
     )
 
 
-def used(transaction: Transaction, records: Iterable[UsageRecord]) -> None:
-    """Learn from usage when keys and clients were last used, to a minute.
-
-    No event and no revision, and a write a credential and minute at most.
-    """
-    last: dict[str, float] = {}
-    for record in records:
-        minute = record.at // 60 * 60
-        last[record.principal] = max(minute, last.get(record.principal, 0.0))
-    for principal, minute in last.items():
-        kind, _, identifier = principal.partition(":")
-        table = {"key": db.api_keys, "token": db.oauth_clients}.get(kind)
-        if table is not None:
-            known = table.c.last_used_at
-            transaction.connection.execute(
-                table.update()
-                .where(table.c.id == identifier, sa.or_(known.is_(None), known < minute))
-                .values(last_used_at=minute)
-            )
-
-
 def _networks(sources: Sequence[str]) -> tuple[str, ...]:
     if len(sources) > MAX_SOURCES:
         raise InvalidValueError(f"sources: at most {MAX_SOURCES} networks")
@@ -216,28 +155,6 @@ def _networks(sources: Sequence[str]) -> tuple[str, ...]:
         raise InvalidValueError(
             "sources must be networks or addresses, as 203.0.113.0/24, 2001:db8::/32 or 10.1.2.3"
         ) from None
-
-
-def _live(connection: sa.Connection, tenant: str, identifier: str) -> Any:
-    row = connection.execute(
-        sa.select(db.api_keys).where(
-            db.api_keys.c.id == identifier,
-            db.api_keys.c.tenant == tenant,
-            db.api_keys.c.revoked_at.is_(None),
-        )
-    ).one_or_none()
-    if row is None:
-        raise NotFoundError("there is no such live key; list the keys to see their ids")
-    return row
-
-
-def _revoke(transaction: Transaction, who: Principal, tenant: str, identifier: str) -> None:
-    transaction.connection.execute(
-        db.api_keys.update()
-        .where(db.api_keys.c.id == identifier)
-        .values(revoked_at=transaction.now)
-    )
-    transaction.note(actor(who), "key.revoke", tenant=tenant, resource=f"keys/{identifier}")
 
 
 def _view(row: Any) -> ApiKey:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from polyolo.control import db
 from polyolo.control.audit import Entry, Signer, cleaned
-from polyolo.control.service import chain
+from polyolo.control.service import chain, touches
 from polyolo.types import Principal
 
 SOURCE: ContextVar[str] = ContextVar("source", default="")
@@ -110,10 +110,15 @@ class Ledger:
                 counter = db.platform.c.revision
                 connection.execute(db.platform.update().values(revision=counter + 1))
                 revision = connection.execute(sa.select(counter)).scalar_one()
+                touches.write(connection, set(transaction.touched) - {None}, revision)
         if revision is not None:
             for tenant in transaction.touched:
                 for listener in self.listeners:
                     listener(revision, tenant)
+
+    def scrub(self) -> bool:
+        """Have the database keep no copy of deleted rows, as far as it can; say whether it did."""
+        return db.scrub(self._engine)
 
     def revision(self) -> int:
         """Return the number of the last change."""

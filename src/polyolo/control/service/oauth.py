@@ -11,22 +11,14 @@ import sqlalchemy as sa
 
 from polyolo import tokens
 from polyolo.control import db, names
-from polyolo.control.service.keys import granted
-from polyolo.control.service.ledger import Ledger, actor
+from polyolo.control.service import credentials
+from polyolo.control.service.ledger import Ledger
 from polyolo.control.service.signing import TOKEN_S, Signer
-from polyolo.errors import (
-    ConflictError,
-    InvalidTokenError,
-    NotFoundError,
-    PolyoloError,
-    RateLimitedError,
-)
+from polyolo.errors import InvalidTokenError, PolyoloError, RateLimitedError
 from polyolo.resources import OAuthClient
 from polyolo.tokens import Claims
 from polyolo.types import ClientEntry, Principal, TenantState
 
-MAX_LIVE = 100
-"""Live clients of a tenant: every gateway holds all of them in memory."""
 MAX_REVOKED = 1000
 """Tokens of one client that are revoked and not over yet: every gateway holds them too."""
 
@@ -69,16 +61,10 @@ def create(
     scopes: None for all that the caller has. Raises InvalidValueError, ForbiddenError for a scope
     that the caller lacks, ConflictError for one client too many.
     """
-    chosen = granted(who, scopes)
+    chosen = credentials.granted(who, scopes)
     with ledger.changing() as transaction:
         table = db.oauth_clients
-        live = transaction.connection.execute(
-            sa.select(sa.func.count())
-            .select_from(table)
-            .where(table.c.tenant == tenant, table.c.revoked_at.is_(None))
-        ).scalar_one()
-        if live >= MAX_LIVE:
-            raise ConflictError(f"there are {live} live clients; delete one that is not used")
+        credentials.make_room(transaction.connection, credentials.CLIENTS, tenant)
         identifier, secret = names.client_id(), names.client_secret()
         transaction.connection.execute(
             table.insert().values(
@@ -90,60 +76,64 @@ def create(
                 created_at=transaction.now,
             )
         )
-        transaction.note(
-            actor(who),
-            "oauth-client.create",
-            tenant=tenant,
-            resource=f"oauth-clients/{identifier}",
-            detail=" ".join(chosen),
+        detail = " ".join(chosen)
+        credentials.note(
+            transaction, credentials.CLIENTS, who, tenant, identifier, "create", detail
         )
-    return OAuthClient(
-        id=identifier,
-        name=name,
-        scopes=chosen,
-        created_at=transaction.now,
-        client_id=identifier,
-        client_secret=secret,
-    )
+        row = credentials.live(transaction.connection, credentials.CLIENTS, tenant, identifier)
+    return _view(row, secret)
 
 
 def every(ledger: Ledger, tenant: str) -> list[OAuthClient]:
     """Return a tenant's clients, oldest first, revoked ones included."""
-    table = db.oauth_clients
     with ledger.reading() as connection:
-        rows = connection.execute(
-            sa.select(table)
-            .where(table.c.tenant == tenant)
-            .order_by(table.c.created_at, table.c.id)
+        return [_view(row) for row in credentials.every(connection, credentials.CLIENTS, tenant)]
+
+
+def rotate(
+    ledger: Ledger, who: Principal, tenant: str, identifier: str, *, overlap: float = 0.0
+) -> OAuthClient:
+    """Give a live client a new secret; the answer is the only one that holds it.
+
+    overlap: seconds for which the secret that it had goes on working, 0 for none; the one before
+    that stops now, so that at most two are good. Its tokens stay good. Raises NotFoundError, and
+    ForbiddenError for a client that may do more than the caller.
+    """
+    table, secret = db.oauth_clients, names.client_secret()
+    with ledger.changing() as transaction:
+        connection = transaction.connection
+        row = credentials.rotatable(connection, credentials.CLIENTS, who, tenant, identifier)
+        connection.execute(
+            table.update()
+            .where(table.c.id == identifier)
+            .values(
+                digest=names.digest(secret),
+                previous_digest=row.digest if overlap else None,
+                previous_until=transaction.now + overlap if overlap else None,
+            )
         )
-        return [_view(row) for row in rows]
+        detail = f"the old secret is good for {overlap:.0f} s" if overlap else ""
+        credentials.note(
+            transaction, credentials.CLIENTS, who, tenant, identifier, "rotate", detail
+        )
+        row = credentials.live(connection, credentials.CLIENTS, tenant, identifier)
+    return _view(row, secret)
 
 
 def revoke(ledger: Ledger, who: Principal, tenant: str, identifier: str) -> None:
     """Have a live client, and all its tokens, stop working. Raises NotFoundError."""
-    table = db.oauth_clients
     with ledger.changing() as transaction:
-        changed = transaction.connection.execute(
-            table.update()
-            .where(table.c.id == identifier, table.c.tenant == tenant, table.c.revoked_at.is_(None))
-            .values(revoked_at=transaction.now)
-        ).rowcount
-        if not changed:
-            raise NotFoundError("there is no such live client; list the clients to see their ids")
-        transaction.note(
-            actor(who),
-            "oauth-client.revoke",
-            tenant=tenant,
-            resource=f"oauth-clients/{identifier}",
-        )
+        credentials.live(transaction.connection, credentials.CLIENTS, tenant, identifier)
+        credentials.revoke(transaction, credentials.CLIENTS, who, tenant, identifier)
 
 
 def authenticate(ledger: Ledger, identifier: str, secret: str) -> Known:
     """Return the client that proves itself so. Raises RefusedError, the same for every reason."""
     plain = identifier.isascii() and identifier.isprintable()  # a database need not take others
     row = _find(ledger, identifier) if plain else None
-    same = hmac.compare_digest(names.digest(secret), _NOBODY if row is None else row.digest)
-    if row is None or not same or row.revoked_at is not None or row.state == "deleting":
+    good = [_NOBODY] if row is None else [row.digest, _previous(row, ledger.clock())]
+    same = [hmac.compare_digest(names.digest(secret), digest) for digest in good]
+    if row is None or not any(same) or row.revoked_at is not None or row.state == "deleting":
         raise RefusedError("invalid_client", "client id or secret is wrong, or was revoked", 401)
     if row.state != TenantState.ACTIVE:
         raise RefusedError("unauthorized_client", "this tenant is suspended")
@@ -239,13 +229,11 @@ def principal(ledger: Ledger, signer: Signer, token: str) -> tuple[Principal, st
     return Principal(kind="token", id=row.id, tenant=row.tenant, scopes=scopes), str(row.state)
 
 
-def entries(connection: sa.Connection) -> tuple[ClientEntry, ...]:
-    """Return every live client, for the snapshot."""
+def entries(connection: sa.Connection, whose: sa.ColumnElement[bool]) -> tuple[ClientEntry, ...]:
+    """Return the live clients of some tenants, for the snapshot. whose: a condition on tenants."""
     table = db.oauth_clients
     rows = connection.execute(
-        sa.select(table)
-        .join_from(table, db.tenants)
-        .where(table.c.revoked_at.is_(None), db.tenants.c.state != "deleting")
+        sa.select(table).join_from(table, db.tenants).where(table.c.revoked_at.is_(None), whose)
     )
     return tuple(
         ClientEntry(id=row.id, tenant=row.tenant, scopes=tuple(row.scopes)) for row in rows
@@ -271,13 +259,21 @@ def _find(ledger: Ledger, identifier: str) -> Any:
         ).one_or_none()
 
 
-def _view(row: Any) -> OAuthClient:
+def _previous(row: Any, now: float) -> str:
+    """Return the digest of the secret before this one, if that is still good."""
+    live = row.previous_digest is not None and now < row.previous_until
+    return str(row.previous_digest) if live else _NOBODY
+
+
+def _view(row: Any, secret: str | None = None) -> OAuthClient:
     return OAuthClient(
         id=row.id,
         name=row.name,
         scopes=tuple(row.scopes),
         created_at=row.created_at,
         client_id=row.id,
+        client_secret=secret,
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
+        previous_until=row.previous_until,
     )

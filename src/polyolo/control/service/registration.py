@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from polyolo.control import names
 from polyolo.control.service import invitations, keys, tenants, users
-from polyolo.control.service.ledger import Ledger
+from polyolo.control.service.ledger import Ledger, Transaction
 from polyolo.control.service.vault import Vault
 from polyolo.errors import InvalidValueError
-from polyolo.resources import Registered
+from polyolo.resources import Registered, User
 from polyolo.types import Plan
 
 
@@ -34,12 +34,28 @@ def register(
     with ledger.changing() as transaction:
         if invitation is not None:
             invitations.use(transaction, invitation, to_register=True)
-        tenant = names.tenant_id()
-        tenants.add(transaction, "registration", tenant, name, plans[0].name)
-        owner = users.add(transaction, vault, tenant, email, users.OWNER, password)
+        owner, tenant = found(transaction, vault, plans, name, email=email, password=password)
         who = users.principal(owner.id, tenant, owner.role)
         key = keys.issue(transaction, who, tenant, "first", names.SCOPES, None)
     return Registered(tenant=tenants.get(ledger, tenant), user=owner, api_key=key)
+
+
+def found(
+    transaction: Transaction,
+    vault: Vault,
+    plans: Sequence[Plan],
+    name: str,
+    *,
+    email: str,
+    password: str,
+) -> tuple[User, str]:
+    """Make tenant and owner within a larger change; return the owner and the tenant's id.
+
+    name: of the tenant. password: its hash; "": none. Raises ConflictError.
+    """
+    tenant = names.tenant_id()
+    tenants.add(transaction, "registration", tenant, name, plans[0].name)
+    return users.add(transaction, vault, tenant, email, users.OWNER, password), tenant
 
 
 def tenant_name(organization: str) -> str:

@@ -22,6 +22,8 @@ class Kept:
     request: str
     status: int
     answer: str
+    tenant: str | None = None
+    """Whom the answer is about."""
 
 
 def claim(ledger: Ledger, identifier: str) -> Kept | None:
@@ -40,13 +42,15 @@ def claim(ledger: Ledger, identifier: str) -> Kept | None:
 
 
 def keep(ledger: Ledger, identifier: str, kept: Kept) -> None:
-    """Keep the answer of a request that was claimed."""
+    """Keep the answer of a request that was claimed; not one about a tenant that is erased."""
+    table, erased = db.replays, db.erasures.c.tenant
+    values = {"request": kept.request, "status": kept.status, "answer": kept.answer.encode()}
     with ledger.changing() as transaction:
-        transaction.connection.execute(
-            db.replays.update()
-            .where(db.replays.c.id == identifier)
-            .values(request=kept.request, status=kept.status, answer=kept.answer.encode())
-        )
+        connection, own = transaction.connection, table.c.id == identifier
+        if connection.execute(sa.select(erased).where(erased == kept.tenant)).first() is not None:
+            connection.execute(table.delete().where(own))
+        else:
+            connection.execute(table.update().where(own).values(tenant=kept.tenant, **values))
 
 
 def release(ledger: Ledger, identifier: str) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
-from polyolo.control import db
+from polyolo.control import db, plans
 from polyolo.control.decide import Desired, Wanted
-from polyolo.control.service import standard
+from polyolo.control.scaling import Demand
+from polyolo.control.service import activity, releases, standard
 from polyolo.control.service.ledger import Ledger
 from polyolo.control.spec import runtime_spec
 from polyolo.errors import NotFoundError
-from polyolo.types import Phase, RuntimeSpec, RuntimeStatus
+from polyolo.types import Phase, Plan, RuntimeSpec, RuntimeStatus
 
 _WANTED = {"active": Wanted.RUNNING, "suspended": Wanted.STOPPED, "deleting": Wanted.GONE}
 
@@ -26,6 +27,7 @@ class Standing:
 
     desired: Desired
     recorded: RuntimeStatus
+    demand: Demand
 
 
 def read_status(stored: Any) -> RuntimeStatus:
@@ -39,32 +41,35 @@ def blank(tenant: str, phase: Phase) -> dict[str, Any]:
     return status
 
 
-def every(ledger: Ledger) -> dict[str, Standing]:
-    """Return the standing of all runtimes, by tenant."""
+def every(ledger: Ledger, offered: Sequence[Plan]) -> dict[str, Standing]:
+    """Return the standing of all runtimes, by tenant. offered: all plans."""
     with ledger.reading() as connection:
         rows = connection.execute(_standings()).all()
-    return {row.tenant: _standing(row) for row in rows}
+    now = ledger.clock()
+    return {row.tenant: _standing(row, offered, now) for row in rows}
 
 
-def standing(ledger: Ledger, tenant: str) -> Standing | None:
+def standing(ledger: Ledger, tenant: str, offered: Sequence[Plan]) -> Standing | None:
     """Return one runtime's standing; None when the tenant is no more."""
-    with ledger.reading() as connection:
-        row = connection.execute(_standings().where(db.runtimes.c.tenant == tenant)).one_or_none()
-    return _standing(row) if row is not None else None
+    row = _row(ledger, tenant)
+    return None if row is None else _standing(row, offered, ledger.clock())
 
 
 def status(ledger: Ledger, tenant: str) -> RuntimeStatus:
     """Return what a tenant's runtime was last seen to be; raise NotFoundError without one."""
-    found = standing(ledger, tenant)
-    if found is None:
+    row = _row(ledger, tenant)
+    if row is None:
         raise NotFoundError("there is no such tenant")
-    return found.recorded
+    return read_status(row.status)
 
 
-def spec(ledger: Ledger, tenant: str, locate: Callable[[str], str]) -> RuntimeSpec:
+def spec(
+    ledger: Ledger, tenant: str, locate: Callable[[str, str], str], offered: Sequence[Plan]
+) -> RuntimeSpec:
     """Return the desired state as the document for the runtime.
 
-    locate: where the file with a digest is read. Raises NotFoundError.
+    locate: where the file of a tenant with a digest is read. offered: all plans. Raises
+    NotFoundError.
     """
     with ledger.reading() as connection:
         owner = connection.execute(
@@ -80,8 +85,20 @@ def spec(ledger: Ledger, tenant: str, locate: Callable[[str], str]) -> RuntimeSp
             .join_from(db.versions, db.artifacts)
             .where(db.versions.c.tenant == tenant)
         ).all()
+        pictures: dict[str, list[str]] = {}
+        golden = sa.select(db.golden).where(db.golden.c.tenant == tenant)
+        for row in connection.execute(golden.order_by(db.golden.c.number)):
+            pictures.setdefault(row.model, []).append(row.digest)
         return runtime_spec(
-            owner, owner.generation, models, versions, standard.row(connection), locate
+            owner,
+            owner.generation,
+            models,
+            versions,
+            standard.row(connection),
+            pictures,
+            locate,
+            plans.effective(plans.named(owner.plan, offered), plans.stored(owner.limits)),
+            releases.of_tenant(connection, owner),
         )
 
 
@@ -90,24 +107,32 @@ def record(ledger: Ledger, seen: dict[str, RuntimeStatus]) -> None:
     with ledger.changing() as transaction:
         connection = transaction.connection
         rows = connection.execute(_standings().where(db.runtimes.c.tenant.in_(seen))).all()
+        changed = []
         for row in rows:
             before, after = read_status(row.status), seen[row.tenant]
             if before == after:
                 continue
-            connection.execute(
-                db.runtimes.update()
-                .where(db.runtimes.c.tenant == row.tenant)
-                .values(status=msgspec.to_builtins(after))
-            )
-            if before.phase != after.phase:
+            changed.append({"whose": row.tenant, "status": msgspec.to_builtins(after)})
+            if _apart_from_rollouts(before) == _apart_from_rollouts(after):
+                continue  # counts go on all the time; no gateway needs to know
+            lost = after.phase is Phase.READY and after.reason and not before.reason
+            if before.phase != after.phase or lost:
                 transaction.note(
                     "reconciler",
-                    f"runtime.{after.phase}",
+                    "runtime.copy-failed" if lost else f"runtime.{after.phase}",
                     tenant=row.tenant,
                     resource="runtime",
                     detail=after.reason,
                 )
             transaction.touch(row.tenant)
+        if changed:  # all of them, after a start
+            own = db.runtimes.c.tenant == sa.bindparam("whose")
+            connection.execute(db.runtimes.update().where(own), changed)
+
+
+def _apart_from_rollouts(status: RuntimeStatus) -> RuntimeStatus:
+    models = tuple(replace(model, rollout=None) for model in status.models)
+    return replace(status, models=models)
 
 
 def private(found: RuntimeStatus) -> RuntimeStatus:
@@ -117,10 +142,19 @@ def private(found: RuntimeStatus) -> RuntimeStatus:
 
 def _standings() -> sa.Select[Any]:
     return sa.select(
-        db.runtimes.c.tenant, db.runtimes.c.generation, db.runtimes.c.status, db.tenants.c.state
+        db.runtimes, db.tenants.c.state, db.tenants.c.plan, db.tenants.c.limits
     ).join_from(db.runtimes, db.tenants)
 
 
-def _standing(row: Any) -> Standing:
-    desired = Desired(tenant=row.tenant, wanted=_WANTED[row.state], generation=row.generation)
-    return Standing(desired=desired, recorded=read_status(row.status))
+def _row(ledger: Ledger, tenant: str) -> Any:
+    with ledger.reading() as connection:
+        return connection.execute(_standings().where(db.runtimes.c.tenant == tenant)).one_or_none()
+
+
+def _standing(row: Any, offered: Sequence[Plan], now: float) -> Standing:
+    plan = plans.effective(plans.named(row.plan, offered), plans.stored(row.limits))
+    return Standing(
+        desired=Desired(tenant=row.tenant, wanted=_WANTED[row.state], generation=row.generation),
+        recorded=read_status(row.status),
+        demand=activity.demand(row, plan, now),
+    )

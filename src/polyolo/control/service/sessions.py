@@ -12,7 +12,7 @@ from polyolo.control.passwords import Passwords
 from polyolo.control.service import users
 from polyolo.control.service.ledger import Ledger, Transaction
 from polyolo.control.service.vault import Vault
-from polyolo.errors import UnauthenticatedError
+from polyolo.errors import ConflictError, UnauthenticatedError
 from polyolo.types import Principal
 
 IDLE_S = 3600.0
@@ -48,9 +48,8 @@ def sign_in(
 ) -> tuple[str, Live]:
     """Return the id of a new session, told only here, and the session.
 
-    email: normal. instead_of: the id of the session that the browser had: it ends, and never
-    becomes the new one. Raises UnauthenticatedError, in the same words and after the same work
-    whether the address is known or not. Takes as long as a password's hash.
+    email: normal. instead_of: see `begin`. Raises UnauthenticatedError, in the same words and
+    after the same work whether the address is known or not. Takes as long as a password's hash.
     """
     with ledger.reading() as connection:
         row = users.account(connection, vault, email)
@@ -58,32 +57,44 @@ def sign_in(
     if not passwords.matches(stored, password) or row is None or stored is None:
         raise UnauthenticatedError(_WRONG)
     renewed = passwords.hash(password) if passwords.outdated(stored) else stored
-    session = names.session_id()
     with ledger.changing() as transaction:
-        connection = transaction.connection
         # Whoever changed the password meanwhile wanted this one to end.
         unchanged = sa.and_(db.users.c.id == row.id, db.users.c.password == stored)
-        if not connection.execute(
+        if not transaction.connection.execute(
             db.users.update().where(unchanged).values(password=renewed)
         ).rowcount:
             raise UnauthenticatedError(_WRONG)
-        _make_room(transaction, row.id)
-        if instead_of:
-            connection.execute(
-                db.sessions.delete().where(db.sessions.c.digest == names.digest(instead_of))
-            )
-        connection.execute(
-            db.sessions.insert().values(
-                digest=names.digest(session),
-                user=row.id,
-                created_at=transaction.now,
-                seen_at=transaction.now,
-            )
+        return begin(transaction, row, instead_of=instead_of)
+
+
+def begin(
+    transaction: Transaction, row: Any, *, instead_of: str = "", how: str = ""
+) -> tuple[str, Live]:
+    """Return the id of a new session within a larger change, told only here, and the session.
+
+    row: of the user, as `users.one` has it. instead_of: the id of the session that the browser
+    had: it ends, and never becomes the new one. how: they proved themselves, for the audit log.
+    """
+    session = names.session_id()
+    digest, table = names.digest(session), db.sessions
+    _make_room(transaction, row.id)
+    if instead_of:
+        transaction.connection.execute(
+            table.delete().where(table.c.digest == names.digest(instead_of))
         )
-        transaction.note(
-            f"user:{row.id}", "session.begin", tenant=row.tenant, resource=f"users/{row.id}"
+    transaction.connection.execute(
+        table.insert().values(
+            digest=digest, user=row.id, created_at=transaction.now, seen_at=transaction.now
         )
-    return session, _live(row, names.digest(session), transaction.now)
+    )
+    transaction.note(
+        f"user:{row.id}",
+        "session.begin",
+        tenant=row.tenant,
+        resource=f"users/{row.id}",
+        detail=how,
+    )
+    return session, _live(row, digest, transaction.now)
 
 
 def find(ledger: Ledger, session: str) -> Live:
@@ -140,19 +151,16 @@ def change_password(
     Raises UnauthenticatedError when `old` is not the password. Takes as long as two hashes.
     """
     user = live.who.id
-    with ledger.reading() as connection:
-        stored = connection.execute(
-            sa.select(db.users.c.password).where(db.users.c.id == user)
-        ).scalar()
-    if not passwords.matches(stored, old):
-        raise UnauthenticatedError("the old password is wrong")
+    stored = confirm(ledger, passwords, user, old)
+    if not stored:
+        raise ConflictError("this account has no password: it signs in through the provider")
     hashed = passwords.hash(new)
     with ledger.changing() as transaction:
         unchanged = sa.and_(db.users.c.id == user, db.users.c.password == stored)
         if not transaction.connection.execute(
             db.users.update().where(unchanged).values(password=hashed)
         ).rowcount:
-            raise UnauthenticatedError("the old password is wrong")
+            raise UnauthenticatedError("the password is wrong")
         transaction.connection.execute(
             db.sessions.delete().where(
                 db.sessions.c.user == user, db.sessions.c.digest != live.digest
@@ -161,6 +169,20 @@ def change_password(
         transaction.note(
             f"user:{user}", "user.password", tenant=live.who.tenant, resource=f"users/{user}"
         )
+
+
+def confirm(ledger: Ledger, passwords: Passwords, user: str, password: str) -> str:
+    """Return what is stored of a user's password, "" if they have none.
+
+    Raises UnauthenticatedError unless `password` is it. Takes as long as a password's hash.
+    """
+    with ledger.reading() as connection:
+        stored = connection.execute(
+            sa.select(db.users.c.password).where(db.users.c.id == user)
+        ).scalar()
+    if stored and not passwords.matches(stored, password):
+        raise UnauthenticatedError("the password is wrong")
+    return stored or ""
 
 
 def _make_room(transaction: Transaction, user: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from polyolo.control import db
+from polyolo.control.artifacts import PLATFORM
 from polyolo.control.service.artifacts import Artifact, remember
 from polyolo.control.service.ledger import Ledger
 
@@ -19,7 +20,11 @@ def row(connection: sa.Connection) -> Any:
             artifacts,
             platform.standard_version.label("version"),
             platform.standard_label.label("label"),
-        ).join_from(db.platform, artifacts, platform.standard_digest == artifacts.c.digest)
+        ).join_from(
+            db.platform,
+            artifacts,
+            (platform.standard_digest == artifacts.c.digest) & (artifacts.c.tenant == PLATFORM),
+        )
     ).one_or_none()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from polyolo.control import db, names
-from polyolo.control.service import keys, runtimes, users
+from polyolo.control.service import erasures, holdings, keys, runtimes, touches
 from polyolo.control.service.ledger import Ledger, Transaction, actor
 from polyolo.errors import ConflictError, InvalidValueError, NotFoundError
 from polyolo.resources import ApiKey, Tenant
@@ -26,17 +26,23 @@ def create(
     that is taken.
     """
     names.checked(name, "tenant", reserved="me")
-    offered = [offer.name for offer in plans]
-    if plan is not None and plan not in offered:
-        raise InvalidValueError(f"plan: {plan!r} is not one of {', '.join(offered)}")
+    chosen = plans[0].name if plan is None else offered(plan, plans)
     identifier = names.tenant_id()
     try:
         with ledger.changing() as transaction:
-            add(transaction, actor(who), identifier, name, plan or offered[0])
+            add(transaction, actor(who), identifier, name, chosen)
             key = keys.issue(transaction, who, identifier, "first", names.SCOPES, None)
     except sa.exc.IntegrityError:
         raise ConflictError(f"the name {name!r} is taken, choose another one") from None
     return get(ledger, identifier, api_key=key)
+
+
+def offered(plan: str, plans: Sequence[Plan]) -> str:
+    """Return the plan's name; raise InvalidValueError for one that there is not."""
+    known = [offer.name for offer in plans]
+    if plan not in known:
+        raise InvalidValueError(f"plan: {plan!r} is not one of {', '.join(known)}")
+    return plan
 
 
 def add(transaction: Transaction, by: str, identifier: str, name: str, plan: str) -> None:
@@ -57,7 +63,7 @@ def add(transaction: Transaction, by: str, identifier: str, name: str, plan: str
         db.runtimes.insert().values(
             tenant=identifier,
             generation=1,
-            status=runtimes.blank(identifier, Phase.STARTING),
+            status=runtimes.blank(identifier, Phase.ASLEEP),
         )
     )
     transaction.note(
@@ -65,11 +71,11 @@ def add(transaction: Transaction, by: str, identifier: str, name: str, plan: str
     )
 
 
-def resolve(ledger: Ledger, who: Principal, reference: str) -> str:
+def resolve(ledger: Ledger, who: Principal, reference: str, *, gone: bool = False) -> str:
     """Return the id of the tenant that `reference` (id, name or `me`) means to `who`.
 
-    Raises NotFoundError, in the same words for a tenant that does not exist and for one that is
-    not the caller's.
+    gone: to the operator, also the id of one that was deleted. Raises NotFoundError, in the same
+    words for a tenant that does not exist and for one that is not the caller's.
     """
     missing = NotFoundError(f"there is no tenant {reference!r}")
     if reference == "me":
@@ -84,6 +90,9 @@ def resolve(ledger: Ledger, who: Principal, reference: str) -> str:
             )
         )
         found = {row.id for row in rows}
+        if gone and not found and who.kind == "operator":
+            chains = sa.select(db.events.c.tenant).where(db.events.c.tenant == reference).limit(1)
+            found = set(connection.execute(chains).scalars())
     if reference in found:  # an id wins over a tenant that is named like it
         found = {reference}
     if who.kind != "operator":
@@ -106,16 +115,6 @@ def every(ledger: Ledger) -> list[Tenant]:
     """Return all tenants by name; for the operator."""
     with ledger.reading() as connection:
         return [_view(row) for row in connection.execute(_live().order_by(db.tenants.c.name))]
-
-
-def plan_of(ledger: Ledger, tenant: str, plans: Sequence[Plan]) -> Plan:
-    """Return the plan that is in force for a tenant."""
-    return plan_named(get(ledger, tenant).plan, plans)
-
-
-def plan_named(name: str, plans: Sequence[Plan]) -> Plan:
-    """Return the plan of that name; the first one for a name that is no longer offered."""
-    return next((plan for plan in plans if plan.name == name), plans[0])
 
 
 def set_state(ledger: Ledger, who: Principal, tenant: str, state: TenantState) -> Tenant:
@@ -148,30 +147,27 @@ def delete(ledger: Ledger, who: Principal, tenant: str) -> None:
         transaction.note(actor(who), "tenant.delete", tenant=tenant, resource=f"tenants/{row.name}")
 
 
-def forget(ledger: Ledger, tenant: str) -> set[str]:
-    """Delete the rows of a tenant whose runtime is gone; return the digests that they named.
+def forget(ledger: Ledger, tenant: str) -> bool:
+    """Delete the rows of a tenant whose runtime is gone; say whether its files may go.
 
-    Events and usage stay: what happened and what is owed outlive the tenant.
+    Events and usage stay: what happened and what is owed outlive the tenant, unless it is erased
+    (see service.erasures).
     """
     with ledger.changing() as transaction:
         connection = transaction.connection
-        deleting = connection.execute(
-            sa.select(db.tenants.c.id).where(
-                db.tenants.c.id == tenant, db.tenants.c.state == _DELETING
-            )
-        ).one_or_none()
-        if deleting is None:
-            return set()
+        rows = connection.execute(
+            sa.select(db.tenants.c.state).where(db.tenants.c.id == tenant)
+        ).scalars()
+        if list(rows) != [_DELETING]:
+            return False
         digests = connection.execute(
             sa.select(db.versions.c.digest).where(db.versions.c.tenant == tenant)
         ).scalars()
         named = set(digests)
-        for table in (db.versions, db.models, db.api_keys, db.oauth_clients, db.runtimes):
-            connection.execute(table.delete().where(table.c.tenant == tenant))
-        users.forget(transaction, tenant)
-        connection.execute(db.tenants.delete().where(db.tenants.c.id == tenant))
+        erasures.removed(transaction, tenant, holdings.remove(connection, tenant), named)
         transaction.note("reconciler", "tenant.gone", tenant=tenant, resource="tenant")
-    return named
+        touches.forget(connection)
+    return True
 
 
 def _live() -> sa.Select[Any]:
@@ -192,4 +188,5 @@ def _view(row: Any, api_key: ApiKey | None = None) -> Tenant:
         default_model=row.default_model or STANDARD,
         runtime=runtimes.read_status(row.status),
         api_key=api_key,
+        release=row.release,
     )

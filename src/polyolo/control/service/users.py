@@ -36,10 +36,10 @@ def checked_role(role: str) -> str:
 def add(
     transaction: Transaction, vault: Vault, tenant: str, email: str, role: str, password: str
 ) -> User:
-    """Add a user within a larger change. email: normal. password: its hash.
+    """Add a user within a larger change. email: normal. password: its hash; "": none.
 
-    Raises ConflictError when the tenant is full, or
-    the address has an account: in words that leave open which registration it was.
+    Raises ConflictError when the tenant is full, or the address has an account: in words that
+    leave open which registration it was.
     """
     connection = transaction.connection
     count = connection.execute(
@@ -99,10 +99,15 @@ def account(connection: sa.Connection, vault: Vault, email: str) -> Any:
         digest = vault.fingerprint(connection, email, _FOUND_BY)
     except SealedError:  # there has never been a user
         return None
+    return one(connection, db.users.c.email_digest == digest)
+
+
+def one(connection: sa.Connection, which: sa.ColumnElement[bool]) -> Any:
+    """Return the row of a user and their tenant's state, or None. which: picks at most one."""
     return connection.execute(
         sa.select(db.users, db.tenants.c.state)
         .join_from(db.users, db.tenants)
-        .where(db.users.c.email_digest == digest, db.tenants.c.state != "deleting")
+        .where(which, db.tenants.c.state != "deleting")
     ).one_or_none()
 
 
@@ -141,17 +146,10 @@ def remove(ledger: Ledger, who: Principal, tenant: str, user: str) -> None:
         connection = transaction.connection
         row = _row(connection, tenant, user)
         _leave_an_owner(connection, row)
-        connection.execute(db.sessions.delete().where(db.sessions.c.user == user))
+        for table in (db.sessions, db.identities):
+            connection.execute(table.delete().where(table.c.user == user))
         connection.execute(db.users.delete().where(db.users.c.id == user))
         transaction.note(actor(who), "user.remove", tenant=tenant, resource=f"users/{user}")
-
-
-def forget(transaction: Transaction, tenant: str) -> None:
-    """Delete all people of a tenant and what invites more, within its deletion."""
-    own = sa.select(db.users.c.id).where(db.users.c.tenant == tenant)
-    transaction.connection.execute(db.sessions.delete().where(db.sessions.c.user.in_(own)))
-    for table in (db.users, db.invitations):
-        transaction.connection.execute(table.delete().where(table.c.tenant == tenant))
 
 
 def _place(user: str, tenant: str) -> Place:

@@ -7,6 +7,7 @@ import threading
 
 import sqlalchemy as sa
 
+from polyolo import sealedfile
 from polyolo.control import db, secrets
 from polyolo.control.secrets import KeyService, Place, SealedError
 
@@ -45,6 +46,13 @@ class Vault:
         # Apart from the key's other use: a key for each purpose (RFC 5869's idea, in one step).
         own = hmac.digest(data_key, f"fingerprint {purpose}".encode(), "sha256")
         return hmac.digest(own, value.encode(), "sha256").hex()
+
+    def artifact_key(self, connection: sa.Connection, tenant: str, *, make: bool = False) -> bytes:
+        """Return a tenant's key for files, derived from its data key.
+
+        Raises SealedError without one. make: it is made, on a connection that writes.
+        """
+        return sealedfile.artifact_key(self._data_key(connection, tenant, make=make), tenant)
 
     def prepare(self, connection: sa.Connection) -> None:
         """Make the platform's own data key if it is not there. connection: that writes."""

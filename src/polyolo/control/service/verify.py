@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from polyolo.control import audit, db
-from polyolo.control.audit import GENESIS, WHOLE, Entry, Mark, Signer
+from polyolo.control.audit import ANCHOR, ERASED, GENESIS, HEAD, WHOLE, Entry, Mark, Verifier
 from polyolo.control.service import chain
 from polyolo.resources import AuditProblem, AuditVerdict
 
@@ -17,14 +17,17 @@ _TOLD = 100  # problems told: who rewrote everything is not listed entry by entr
 
 
 def everything(
-    connection: sa.Connection, signer: Signer, tenant: str | None, witnessed: Sequence[Mark]
+    connection: sa.Connection, signer: Verifier, tenant: str | None, witnessed: Sequence[Mark]
 ) -> AuditVerdict:
     """Return what is wrong with the log, or with one tenant's entries.
 
     witnessed: marks of the whole log from outside the database: it must have reached them, and
     have been so.
     """
-    check = _Check(connection, signer, tenant, witnessed)
+    kept = sa.select(db.audit_marks)
+    if tenant is not None:
+        kept = kept.where(db.audit_marks.c.chain == tenant)
+    check = _Check(signer, tenant, connection.execute(kept).mappings().all(), witnessed)
     count = 0
     query = sa.select(db.events).order_by(db.events.c.seq)
     if tenant is not None:
@@ -32,10 +35,24 @@ def everything(
     for row in connection.execution_options(yield_per=_BATCH).execute(query).mappings():
         count += 1
         check.row(row)
-    check.ends()
-    return AuditVerdict(
-        entries=count, problems=tuple(check.problems[:_TOLD]), public_key=signer.public
-    )
+    return check.verdict(count)
+
+
+def exported(
+    entries: Iterable[Mapping[str, Any]],
+    marks: Sequence[Mapping[str, Any]],
+    verifier: Verifier,
+    tenant: str,
+) -> AuditVerdict:
+    """Return what is wrong with a tenant's entries as they were exported, away from the platform.
+
+    entries: in order, as AuditEntry. marks: those of the tenant's chain.
+    """
+    check, count = _Check(verifier, tenant, marks, ()), 0
+    for entry in entries:
+        count += 1
+        check.row(entry)
+    return check.verdict(count)
 
 
 class _Check:
@@ -43,9 +60,9 @@ class _Check:
 
     def __init__(
         self,
-        connection: sa.Connection,
-        signer: Signer,
+        signer: Verifier,
         tenant: str | None,
+        marks: Sequence[Mapping[Any, Any]],
         witnessed: Sequence[Mark],
     ) -> None:
         self.problems: list[AuditProblem] = []
@@ -54,18 +71,19 @@ class _Check:
         self._at: dict[str, Mark] = {}  # by chain: where the walk stands
         self._seq: dict[str, int] = {}  # by chain: the last entry that was seen
         self._heads: dict[str, Mark] = {}
+        self._erased: dict[str, Mark] = {}
         self._last = 0
         self._sure = 0  # the last entry up to which a signature holds
         self._witnessed = {mark.number: mark.hash for mark in witnessed}
-        query = sa.select(db.audit_marks)
-        if tenant is not None:
-            query = query.where(db.audit_marks.c.chain == tenant)
-        for row in connection.execute(query):
-            mark = chain.of_row(row)
-            where = self._heads if mark.kind == "head" else self._at
-            where[mark.chain] = mark
-            if not signer.signed(audit.of_mark(mark), row.signature):
-                self._say(mark.number, f"the {mark.kind} of {_named(mark.chain)} was forged")
+        for row in marks:
+            mark = Mark(**{field: row[field] for field in Mark.__slots__})
+            kinds = {HEAD: self._heads, ANCHOR: self._at, ERASED: self._erased}
+            if signer.signed(audit.of_mark(mark), row["signature"]):
+                kinds[mark.kind][mark.chain] = mark
+                continue
+            self._say(mark.number, f"the {mark.kind} of {_named(mark.chain)} was forged")
+            if mark.kind != ERASED:  # nobody's words may go on a forger's word
+                kinds.get(mark.kind, {})[mark.chain] = mark
         begins = self._at.get(WHOLE)
         self._last = 0 if begins is None else begins.number
         for number in [one for one in self._witnessed if one < self._last]:
@@ -79,8 +97,11 @@ class _Check:
         place = row["seq"] if self._tenant is None else number
         before = len(self.problems)
         entry = Entry(**{field: row[field] for field in Entry.__slots__})
-        if row["digest"] != audit.digest(entry, number):
+        words = row["redacted"] or audit.commitment(entry, row["salt"] or "")
+        if row["digest"] != audit.digest(entry, number, words):
             self._say(place, "the entry was edited, moved or put in")
+        elif row["redacted"] and (own not in self._erased or entry != audit.wordless(entry)):
+            self._say(place, "what it said was taken away or replaced, and not by an erasure")
         if self._tenant is None:
             if place != self._last + 1:
                 self._gone(self._last + 1, place - 1)
@@ -100,7 +121,7 @@ class _Check:
     def _follows(
         self, row: Mapping[Any, Any], place: int, name: str, number: int, hash_: str
     ) -> None:
-        stands = self._at.get(name, Mark(chain=name, kind="head", number=0, hash=GENESIS))
+        stands = self._at.get(name, Mark(chain=name, kind=HEAD, number=0, hash=GENESIS))
         if number != stands.number + 1:
             if self._tenant is not None:
                 self._gone(stands.number + 1, number - 1)
@@ -111,9 +132,15 @@ class _Check:
             before = self._seq.get(name, self._last)
             self._say(place, f"{before} or {place} was changed: they do not follow each other")
         # Goes on from what is written, so that one change is told once and not for all after it.
-        self._at[name] = Mark(chain=name, kind="head", number=number, hash=hash_ or GENESIS)
+        self._at[name] = Mark(chain=name, kind=HEAD, number=number, hash=hash_ or GENESIS)
 
-    def ends(self) -> None:
+    def verdict(self, count: int) -> AuditVerdict:
+        """Return what was found, after the last entry. count: of them."""
+        self._ends()
+        told = tuple(self.problems[:_TOLD])
+        return AuditVerdict(entries=count, problems=told, public_key=self._signer.public)
+
+    def _ends(self) -> None:
         """Check that every chain ends where it was signed to end."""
         for name in sorted({*self._heads, *self._at}):
             stands, head = self._at.get(name), self._heads.get(name)
