@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,18 +126,25 @@ class Fakes:
         self.ledger = ledger
         self.working: set[str] = set()
         self.guarded: dict[str, Ledger] = {}
+        self.looked_at: list[str] = []
 
     def leader(self, name: str, clock: Callable[[], float]) -> Leader:
         def begin(guarded: Ledger, _: Callable[[], bool]) -> Any:
             self.working.add(name)
             self.guarded[name] = guarded
-            return [Worker()], lambda: self.working.discard(name)
+            return [Worker(self.looked_at)], lambda: self.working.discard(name)
 
         return Leader(self.ledger, Changes(0), name, begin, clock=clock)
 
 
 class Worker:
-    """Stands for a reconciler that has nothing to do."""
+    """Stands for a reconciler; keeps whom it was told to look at."""
+
+    def __init__(self, looked_at: list[str]) -> None:
+        self.looked_at = looked_at
+
+    def look_at(self, tenants: Iterable[str], *, urgent: bool = False) -> None:
+        self.looked_at += tenants
 
     def stop(self) -> None: ...
 
@@ -199,6 +206,21 @@ def test_a_beating_holder_keeps_the_lease_whatever_the_clocks_do(fakes: Fakes):
         b._turn()
         assert fakes.working == {"a"}
         assert a.leads()
+
+
+def test_who_begins_is_told_of_later_changes_only(fakes: Fakes):
+    """Workers look at everybody as they begin: with many tenants, once more would cost seconds."""
+    for tenant in ("t_old", "t_older"):
+        with fakes.ledger.changing() as transaction:
+            transaction.touch(tenant)
+    a = fakes.leader("a", lambda: 100.0)
+    a._turn()
+    a._follow()
+    assert fakes.looked_at == []
+    with fakes.ledger.changing() as transaction:
+        transaction.touch("t_new")
+    a._follow()
+    assert fakes.looked_at == ["t_new"]
 
 
 def test_a_lost_answer_costs_nothing(fakes: Fakes):

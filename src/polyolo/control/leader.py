@@ -96,7 +96,7 @@ class Leader:
         self._seen: tuple[Lease, float] | None = None
         self._work: tuple[Sequence[Worker], Callable[[], None]] | None = None
         self._retiring: threading.Thread | None = None
-        self._revision = -1
+        self._revision = ledger.revision()  # a worker that begins looks at everybody by itself
         self._last = changed.last(ledger)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leader", daemon=True)

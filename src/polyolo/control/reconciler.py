@@ -91,7 +91,8 @@ class Reconciler:
         for tenant, standing in standings.items():
             desired = self._desired(tenant, standing)
             decision = decide(desired, observed.get(tenant), Memory(), 0.0)
-            first[tenant] = decision.status
+            if decision.status != standing.recorded:
+                first[tenant] = decision.status
             if decision.verb is not Verb.NOTHING or decision.again_in is not None:
                 self._queue.put(tenant)
         runtimes.record(self._ledger, first)
