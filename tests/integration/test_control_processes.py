@@ -92,6 +92,28 @@ def test_a_runtime_inherits_no_secret(driver: ProcessDriver, tmp_path: Path, mon
     assert found["directory"] == str(directory)
 
 
+@pytest.mark.parametrize("warm", [0, 1])
+def test_a_runtime_gets_its_key_once(tmp_path: Path, warm: int):
+    """At its start, or when a warm one gets its tenant; not with every change, nor in its files."""
+    asked: list[str] = []
+
+    def key_of(tenant: str) -> str:
+        asked.append(tenant)
+        return "5ec4e7"
+
+    driver = ProcessDriver(tmp_path / "run", RUNTIME, drain_s=5.0, warm=warm, key_of=key_of)
+    try:
+        until(lambda: driver.wait(0.02) or len(list(tmp_path.glob("run/~*/io/*.sock"))) == warm)
+        driver.apply(spec_of(tmp_path))
+        until(lambda: is_ready(driver))
+        for generation in (2, 3):
+            driver.apply(spec_of(tmp_path, generation=generation))
+            until(lambda wanted=generation: is_ready(driver, wanted))
+    finally:
+        driver.close()
+    assert asked == ["t_a"]
+
+
 def test_files_that_no_spec_names_go_once_it_is_in_force(driver: ProcessDriver, tmp_path: Path):
     """A model that was taken out of the spec is dropped from the directory, not before."""
     driver.apply(spec_of(tmp_path, "a" * 64, "b" * 64))
