@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -64,6 +65,13 @@ def is_ready(driver: ProcessDriver, generation: int = 1) -> bool:
     return status.phase is Phase.READY and status.observed_generation == generation
 
 
+def surroundings(directory: Path) -> Any:
+    """Return what a runtime says of its environment and working directory."""
+    transport = httpx.HTTPTransport(uds=str(directory / "io/runtime.sock"))
+    with httpx.Client(transport=transport, base_url="http://runtime") as client:
+        return client.get("/environment").json()
+
+
 def test_the_directory_is_private_and_complete(driver: ProcessDriver, tmp_path: Path):
     """Mode 0700, a spec with relative paths, models as links to the store's files."""
     driver.apply(spec_of(tmp_path))
@@ -83,13 +91,50 @@ def test_a_runtime_inherits_no_secret(driver: ProcessDriver, tmp_path: Path, mon
     driver.apply(spec_of(tmp_path))
     until(lambda: is_ready(driver))
     directory = tmp_path / "run" / "t_a"
-    transport = httpx.HTTPTransport(uds=str(directory / "io/runtime.sock"))
-    with httpx.Client(transport=transport, base_url="http://runtime") as client:
-        found = client.get("/environment").json()
+    found = surroundings(directory)
     assert set(found["environment"]) <= {
         "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONSAFEPATH",
     }  # fmt: skip
     assert found["directory"] == str(directory)
+
+
+@pytest.mark.parametrize("warm", [0, 1])
+def test_a_runtime_gets_its_key_once(tmp_path: Path, warm: int):
+    """At its start, or when a warm one gets its tenant; not with every change, nor in its files."""
+    asked: list[str] = []
+
+    def key_of(tenant: str) -> str:
+        asked.append(tenant)
+        return "5ec4e7"
+
+    driver = ProcessDriver(tmp_path / "run", RUNTIME, drain_s=5.0, warm=warm, key_of=key_of)
+    try:
+        until(lambda: driver.wait(0.02) or len(list(tmp_path.glob("run/~*/io/*.sock"))) == warm)
+        driver.apply(spec_of(tmp_path))
+        until(lambda: is_ready(driver))
+        for generation in (2, 3):
+            driver.apply(spec_of(tmp_path, generation=generation))
+            until(lambda wanted=generation: is_ready(driver, wanted))
+    finally:
+        driver.close()
+    assert asked == ["t_a"]
+
+
+def test_a_warm_runtime_takes_its_scratch_directory_along(tmp_path: Path):
+    """Its directory gets its tenant's name while it runs; TMPDIR means the one that is there now,
+    for the processes that it starts from then on too."""
+    driver = ProcessDriver(tmp_path / "run", RUNTIME, drain_s=5.0, warm=1)
+    try:
+        until(lambda: driver.wait(0.02) or list(tmp_path.glob("run/~*/io/*.sock")))
+        driver.apply(spec_of(tmp_path))
+        until(lambda: is_ready(driver))
+        assert not list(tmp_path.glob("run/~*")), "the warm one was not taken"
+        directory = tmp_path / "run" / "t_a"
+        found = surroundings(directory)
+        assert found["directory"] == str(directory)
+        assert Path(found["directory"], found["environment"]["TMPDIR"]).is_dir()
+    finally:
+        driver.close()
 
 
 def test_files_that_no_spec_names_go_once_it_is_in_force(driver: ProcessDriver, tmp_path: Path):

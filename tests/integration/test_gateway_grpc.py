@@ -212,7 +212,6 @@ async def test_rates_and_quotas_hold_here_too():
         assert "used up" in failure.details()
 
 
-@pytest.mark.xfail(reason="a call waits for the hold's end where no news of the runtime comes")
 async def test_a_runtime_that_restarts_is_found_again_at_once():
     """A dead channel costs an error while nobody listens, and nothing afterwards."""
     async with doors() as (made, behind, channel):

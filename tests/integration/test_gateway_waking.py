@@ -177,6 +177,21 @@ async def test_a_runtime_put_to_sleep_a_moment_ago_is_woken():
         assert seen.values("polyolo-cold-start") == ["1"]
 
 
+async def test_a_runtime_of_which_control_has_no_news_is_asked_again():
+    """Nobody answers at its endpoint, and control says that it sleeps, but never in a snapshot: a
+    request is answered long before the end of its hold, the next one by who answers there again."""
+    async with platform(hold_s=60) as made:
+        back = made.home / "back.sock"
+        made.publish(route("a", back))
+        await made.revision()
+        answer = await asyncio.wait_for(made.detect("a"), 10)
+        assert answer.status_code == 503
+        assert "out of reach" in answer.json()["detail"]
+        assert made.control.wakes
+        async with served(made.runtimes["a"], path=back):
+            assert (await asyncio.wait_for(made.detect("a"), 10)).status_code == 200
+
+
 async def test_control_is_told_who_is_busy():
     """Every second the mean of what was in flight, held requests included; nothing while idle."""
     async with platform() as made:

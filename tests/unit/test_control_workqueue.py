@@ -1,11 +1,16 @@
-"""The work queue: merged, timed, one worker a name."""
+"""The work queue: merged, timed, one worker a name; and who works it off."""
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
-from polyolo.control.workqueue import WorkQueue
+from polyolo.control.service.ledger import Ledger
+from polyolo.control.workqueue import Workers, WorkQueue
 
 
 def drain(queue: WorkQueue) -> list[str]:
@@ -115,3 +120,62 @@ def test_nothing_is_lost_among_many_threads():
         worker.join()
     assert looked == names
     assert clashes == []
+
+
+class Changes:
+    """As much of a ledger as workers see of it."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[int, str | None], None]] = []
+
+    def change(self, tenant: str | None) -> None:
+        for listener in self.listeners:
+            listener(1, tenant)
+
+
+@contextmanager
+def workers(step: Callable[[str], float | None], **more: Any) -> Iterator[tuple[Workers, Changes]]:
+    changes = Changes()
+    made = Workers("test", cast("Ledger", changes), step, **{"leads": lambda: True} | more)
+    made.start()
+    try:
+        yield made, changes
+    finally:
+        made.stop()
+        assert not made.alive()
+        assert not changes.listeners
+
+
+def test_a_step_that_fails_is_taken_again_and_holds_up_nobody():
+    """Of two tenants with one thread: the other one's step comes, then the failed one's again."""
+    taken: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def step(tenant: str) -> None:
+        taken.put(tenant)
+        if tenant == "bad":
+            raise RuntimeError("of its own")
+
+    with workers(step, first=lambda: ["bad", "good"]) as (made, _):
+        assert [taken.get(timeout=10) for _ in range(3)] == ["bad", "good", "bad"]
+        assert made.alive()
+
+
+def test_steps_wait_for_the_lease():
+    """None is taken while another control plane may act; none is lost either."""
+    taken: queue.SimpleQueue[str] = queue.SimpleQueue()
+    asked, leading = threading.Semaphore(0), threading.Event()
+
+    def leads() -> bool:
+        asked.release()
+        return leading.is_set()
+
+    with workers(taken.put, leads=leads) as (made, changes):
+        changes.change("a")
+        changes.change(None)
+        for _ in range(2):
+            assert asked.acquire(timeout=10)
+        assert taken.empty()
+        leading.set()
+        assert taken.get(timeout=10) == "a"
+        made.look_at(["b"])
+        assert taken.get(timeout=10) == "b"

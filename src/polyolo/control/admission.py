@@ -6,8 +6,7 @@ is deleted that somebody else is just storing. Every step may be done again afte
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,11 +17,10 @@ from polyolo.control.intake import CheckpointError, Facts, judge
 from polyolo.control.memfile import MemoryFile, gathered
 from polyolo.control.service import artifacts, limits, uploads
 from polyolo.control.service.artifacts import Artifact
-from polyolo.control.service.lease import DeposedError
 from polyolo.control.service.ledger import Ledger
 from polyolo.control.service.storages import Storages
-from polyolo.control.workqueue import WorkQueue
-from polyolo.errors import ModelRefusedError, NotReadyError, PolyoloError, TooLargeError
+from polyolo.control.workqueue import Workers
+from polyolo.errors import ModelRefusedError, PolyoloError, TooLargeError
 from polyolo.resources import Upload
 from polyolo.sandbox.layers import Isolation
 from polyolo.sealedfile import SealedFileError
@@ -31,21 +29,19 @@ from polyolo.types import Plan
 AT_ONCE = 2
 """Files judged at the same time, each a tenant's only one; each may take a core and some GiB."""
 _RETRY_S = 2.0
-"""Until the next try after a failure that is not the file's (database busy, store away)."""
-_UNSURE_S = 0.25
-"""Until the next look while it is not sure that this control plane is the one that acts."""
+"""Until the next try after a failure that is not the file's (store away)."""
 _SWEEP_S = 3600.0
 _SETTLED_S = 24 * 3600.0
 """Age of a file of the platform's that nobody names, and that may be deleted: a control plane
 that starts stores its standard model before it says so."""
 _COPY_BYTES = 1 << 20
-_EVERYBODY = ""  # stands in the queue for the sweep
+_EVERYBODY = ""  # stands in line for the sweep
 
 T = TypeVar("T")
 
 
 class Admission:
-    """Worker threads over a queue of tenants that have a file to be judged, or to be deleted."""
+    """What its workers do for a tenant that has a file to be judged, or to be deleted."""
 
     def __init__(
         self,
@@ -59,11 +55,11 @@ class Admission:
         converter: Converter | None = None,
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Prepare; nothing happens before `start`.
+        """Prepare; nothing happens before the workers start.
 
         inspect: the program that looks into a file, isolation: what it is put into (see intake).
         converter: turns checkpoints into ONNX, if anything does.
-        leads: whether this control plane is the one that acts; while it is not, steps wait.
+        leads: whether this control plane is the one that acts.
         """
         self._ledger = ledger
         self._store = store
@@ -75,74 +71,28 @@ class Admission:
         self._leads = leads
         self._storing: set[tuple[str, str]] = set()
         """Files that are stored, or about to be, and have no row yet."""
-        self._queue = WorkQueue()
         self._log = telemetry.logger("admission")
-        self._threads = [
-            threading.Thread(target=self._work, name=f"admission-{number}", daemon=True)
-            for number in range(AT_ONCE)
-        ]
-
-    def start(self) -> None:
-        """Take up what is waiting, and begin to work."""
-        self._ledger.listeners.append(self._changed)
-        self._queue.put(_EVERYBODY)
-        self.look_at(uploads.waiting(self._ledger))
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        """Finish the files in hand and end the threads; what waits is taken up by the next one."""
-        if self._changed in self._ledger.listeners:
-            self._ledger.listeners.remove(self._changed)
-        self._queue.close()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
-
-    def alive(self) -> bool:
-        """Say whether every thread is at work."""
-        return all(thread.is_alive() for thread in self._threads)
-
-    def look_at(self, tenants: Iterable[str], *, urgent: bool = False) -> None:
-        """Look at these tenants (see Worker)."""
-        for tenant in tenants:
-            self._queue.put(tenant)
+        self.workers = Workers(
+            "admission",
+            ledger,
+            self._step,
+            leads=leads,
+            first=lambda: [_EVERYBODY, *uploads.waiting(ledger)],
+            threads=AT_ONCE,
+        )
 
     def forget(self, tenant: str) -> None:
         """Delete the files of a tenant whose rows are gone."""
         self._store.delete_all(tenant)
-
-    def _changed(self, _: int, tenant: str | None) -> None:
-        if tenant is not None:
-            self._queue.put(tenant)
-
-    def _work(self) -> None:
-        while (tenant := self._queue.take()) is not None:
-            again: float | None = _RETRY_S
-            try:
-                if not self._leads():
-                    again = _UNSURE_S
-                elif tenant == _EVERYBODY:
-                    self.sweep()
-                    again = _SWEEP_S
-                else:
-                    again = self._step(tenant)
-            except DeposedError as error:  # this thread is about to be told to end
-                self._log.info("a step came too late", tenant=tenant, error=str(error))
-            except NotReadyError as error:  # the database or the store is away
-                self._log.warning("a step has to wait", tenant=tenant, error=error.detail)
-            except Exception:  # noqa: BLE001  # one tenant's trouble is no other tenant's
-                self._log.exception("a step failed", tenant=tenant)
-            finally:
-                if again is not None:
-                    self._queue.put(tenant, after=again)
-                self._queue.done(tenant)
 
     def _step(self, tenant: str) -> float | None:
         """Judge a tenant's next file and delete those it no longer needs.
 
         Returns the seconds until the next step, behind those of other tenants; None for no next.
         """
+        if tenant == _EVERYBODY:
+            self.sweep()
+            return _SWEEP_S
         upload = uploads.due(self._ledger, tenant)
         if upload is not None:
             try:

@@ -237,7 +237,7 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
             workers=settings.workers,
             starts=_STARTS_A_CPU * len(os.sched_getaffinity(0)),
         )
-        workers: tuple[Worker, ...] = (reconciler, admission, tried)
+        workers: tuple[Worker, ...] = (reconciler, admission.workers, tried.workers)
         try:
             for worker in workers:
                 worker.start()

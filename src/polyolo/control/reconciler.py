@@ -11,18 +11,13 @@ from polyolo import telemetry
 from polyolo.control.decide import Decision, Desired, Memory, Verb, Wanted, decide, failed
 from polyolo.control.scaling import Scale, looks_again, scaled
 from polyolo.control.service import erasures, runtimes, tenants
-from polyolo.control.service.lease import DeposedError
 from polyolo.control.service.ledger import Ledger
 from polyolo.control.service.runtimes import Standing
 from polyolo.control.starts import Starts
-from polyolo.control.workqueue import WorkQueue
+from polyolo.control.workqueue import RETRY_S, Workers
 from polyolo.drivers import Driver
 from polyolo.types import Phase, Plan, RuntimeStatus
 
-_RETRY_S = 1.0
-"""Until the next look after one that failed for a reason outside the runtime (database busy)."""
-_UNSURE_S = 0.25
-"""Until the next look while it is not sure that this control plane is the one that acts."""
 _SOON_S = 0.05
 """Until the next piece of an erasure, so that others' changes come in between."""
 _TURN_S = 1.0
@@ -32,7 +27,7 @@ _LISTEN_S = 0.25
 
 
 class Reconciler:
-    """Worker threads over a queue of tenants; one more listens to the driver."""
+    """Workers over all tenants; one more thread listens to the driver."""
 
     def __init__(
         self,
@@ -54,9 +49,8 @@ class Reconciler:
         locate: where a tenant's model file with a digest is. discard: deletes the files of a
         tenant that is gone. plans: those offered. erase: does the next piece of a tenant's erasure
         once its rows are gone, and says whether nothing is left of it. leads: whether this control
-        plane is the one that acts; while it is not, steps wait. tell: called with what is seen of
-        each runtime. told: whether every gateway has a revision. starts: runtimes that start at
-        once; the default is no bound.
+        plane is the one that acts. tell: called with what is seen of each runtime. told: whether
+        every gateway has a revision. starts: runtimes that start at once; the default is no bound.
         """
         self._ledger = ledger
         self._driver = driver
@@ -64,100 +58,82 @@ class Reconciler:
         self._discard = discard
         self._erase = erase
         self._plans = plans
-        self._leads = leads
         self._told = told
         self._tell = tell
         self._starts = Starts(starts)
-        self._queue = WorkQueue()
         self._memories: dict[str, Memory] = {}
         self._scales: dict[str, Scale] = {}
         self._revisions: dict[str, int] = {}
         """Of each tenant's last change."""
         self._stopping = threading.Event()
         self._log = telemetry.logger("reconciler")
-        names = [f"reconciler-{number}" for number in range(workers)]
-        self._threads = [
-            *(threading.Thread(target=self._work, name=name, daemon=True) for name in names),
-            threading.Thread(target=self._listen, name="reconciler-listener", daemon=True),
-        ]
+        self._workers = Workers(
+            "reconciler", ledger, self._step, leads=leads, first=self._first, threads=workers
+        )
+        self._listener = threading.Thread(target=self._listen, name="listener", daemon=True)
 
     def start(self) -> None:
-        """Record what there is now, queue every tenant and begin to work."""
-        self._ledger.listeners.append(self._changed)
+        """Record what there is now and begin to work."""
+        self._ledger.listeners.append(self._changed)  # before that of the workers
+        self._workers.start()
+        self._listener.start()
+
+    def _first(self) -> set[str]:
+        """Record what there is now; return the tenants that there is something to do for."""
         observed = self._driver.observe()
         standings = runtimes.every(self._ledger, self._plans)
         # What was recorded before a restart may be long untrue: first of all tell what is.
         first: dict[str, RuntimeStatus] = {}
+        due: set[str] = set()
         for tenant, standing in standings.items():
             desired = self._desired(tenant, standing)
             decision = decide(desired, observed.get(tenant), Memory(), 0.0)
             if decision.status != standing.recorded:
                 first[tenant] = decision.status
             if decision.verb is not Verb.NOTHING or decision.again_in is not None:
-                self._queue.put(tenant)
+                due.add(tenant)
         runtimes.record(self._ledger, first)
-        unfinished = erasures.unfinished(self._ledger)
-        for tenant in (observed.keys() - standings) | set(unfinished):  # without a row: an orphan
-            self._queue.put(tenant)
-        for thread in self._threads:
-            thread.start()
+        orphans = observed.keys() - standings  # they have no row
+        return due | orphans | set(erasures.unfinished(self._ledger))
 
     def stop(self) -> None:
         """Finish the steps in hand and end the threads. Runtimes are left as they are."""
         self._stopping.set()
         if self._changed in self._ledger.listeners:
             self._ledger.listeners.remove(self._changed)
-        self._queue.close()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
+        self._workers.stop()
+        if self._listener.is_alive():
+            self._listener.join()
 
     def alive(self) -> bool:
         """Say whether every thread is at work."""
-        return all(thread.is_alive() for thread in self._threads)
+        return self._workers.alive() and self._listener.is_alive()
 
     def look_at(self, tenants: Iterable[str], *, urgent: bool = False) -> None:
         """Look at these tenants: something was changed, here or by another control plane.
 
         urgent: somebody waits for their runtimes, which start before others.
         """
-        for tenant in tenants:
-            if urgent:
+        if urgent:
+            tenants = list(tenants)
+            for tenant in tenants:
                 self._starts.urge(tenant)
-            self._queue.put(tenant)
+        self._workers.look_at(tenants)
 
     def _changed(self, revision: int, tenant: str | None) -> None:
         if tenant is not None:
             self._revisions[tenant] = revision
-            self._queue.put(tenant)
 
     def _listen(self) -> None:
         while not self._stopping.is_set():
             try:
-                for tenant in self._driver.wait(_LISTEN_S):
-                    self._queue.put(tenant)
+                self._workers.look_at(self._driver.wait(_LISTEN_S))
             except Exception:  # noqa: BLE001  # whatever it was, the thread must live on
                 self._log.exception("cannot listen to the driver")
-                self._stopping.wait(_RETRY_S)
-
-    def _work(self) -> None:
-        while (tenant := self._queue.take()) is not None:
-            again: float | None = _RETRY_S
-            try:
-                again = self._step(tenant)
-            except DeposedError as error:  # this thread is about to be told to end
-                self._log.info("a step came too late", tenant=tenant, error=str(error))
-            except Exception:  # noqa: BLE001  # one tenant's trouble is no other tenant's
-                self._log.exception("a step failed", tenant=tenant)
-            finally:
-                if again is not None:
-                    self._queue.put(tenant, after=again)
-                self._queue.done(tenant)
+                self._stopping.wait(RETRY_S)
 
     def _step(self, tenant: str) -> float | None:
         """Take one tenant's next step; return the seconds until the one after."""
-        if not self._leads():
-            return _UNSURE_S
         standing = runtimes.standing(self._ledger, tenant, self._plans)
         desired = self._desired(tenant, standing)
         observed, decision = self._look(desired)
@@ -170,8 +146,7 @@ class Reconciler:
         else:
             again, status = self._do(desired, decision, observed)
         if status.phase is not Phase.STARTING:
-            for following in self._starts.over(tenant):
-                self._queue.put(following)
+            self._workers.look_at(self._starts.over(tenant))
         if decision.verb is Verb.FORGET or standing is None:
             return again
         if standing.recorded != status:
@@ -238,11 +213,11 @@ class Reconciler:
         self, tenant: str, decision: Decision, observed: RuntimeStatus | None
     ) -> tuple[float, RuntimeStatus]:
         if observed is not None and observed.phase is Phase.READY:
-            return _RETRY_S, observed  # it serves what it has; the new spec is tried again
+            return RETRY_S, observed  # it serves what it has; the new spec is tried again
         memory = failed(decision.memory, "it could not be started", time.monotonic())
         self._memories[tenant] = memory
         status = RuntimeStatus(tenant=tenant, phase=Phase.FAILED, reason=memory.reason)
-        return _RETRY_S, status
+        return RETRY_S, status
 
 
 def _is_news_of_failure(before: RuntimeStatus, now: RuntimeStatus) -> bool:

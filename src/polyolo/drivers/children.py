@@ -183,6 +183,9 @@ class Children:
                 alive=self._alive,
                 group=group,
             )
+            temporary = where.temporary(self._isolation)
+            if temporary.is_relative_to(directory.path):  # which may get another name
+                temporary = temporary.relative_to(directory.path)
             handle = subprocess.Popen(  # noqa: S603  # the operator's own command
                 command(self._isolation, confinement, program, where),
                 stdin=subprocess.DEVNULL,
@@ -191,7 +194,7 @@ class Children:
                 cwd=directory.path,
                 env={
                     "PYTHONSAFEPATH": "1",
-                    "TMPDIR": str(where.temporary(self._isolation)),
+                    "TMPDIR": str(temporary),
                     **environment,
                 },
                 pass_fds=(self._alive, *((tell,) if self._isolation.wrapped else ())),

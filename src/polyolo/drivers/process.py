@@ -234,6 +234,8 @@ class ProcessDriver:
 
     def _tell(self, directory: RunDirectory) -> None:
         """Push the spec document; a runtime that is still starting is told by a later call."""
+        # One that has been ready since its start has its key.
+        key = "" if directory.was_ready() else self._key(directory)
         try:
             code, _ = ask(
                 directory.socket,
@@ -241,7 +243,7 @@ class ProcessDriver:
                 "/runtime/spec",
                 directory.spec_file.read_bytes(),
                 of=process.pid if (process := directory.process()) else 0,
-                headers={"polyolo-timeout-ms": str(SETTLE_MS), KEY_HEADER: self._key(directory)},
+                headers={"polyolo-timeout-ms": str(SETTLE_MS), KEY_HEADER: key},
                 timeout=ANSWER_S,
             )
         except OSError as error:

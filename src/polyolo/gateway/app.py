@@ -18,13 +18,13 @@ from polyolo import telemetry, web
 from polyolo.errors import (
     MethodNotAllowedError,
     NotFoundError,
-    NotReadyError,
     OverloadedError,
     PolyoloError,
 )
 from polyolo.gateway import routing, waking
 from polyolo.gateway.activity import Activity
 from polyolo.gateway.connections import Connections, room
+from polyolo.gateway.delivery import deliver
 from polyolo.gateway.grpc import GrpcDoor
 from polyolo.gateway.headers import for_control, for_runtime
 from polyolo.gateway.inbound import Leash, Pace
@@ -74,29 +74,16 @@ class Detections:
                 await exchange.take_in(visit.leash)
                 _, visit.cold = await self._directory.pick_endpoint(visit.tenant)
                 async with visit.turn as turn:
-                    await self._deliver(exchange, visit, turn)
+                    forward = partial(self._forward, exchange, visit, turn)
+                    await deliver(self._directory, visit, forward)
             finally:
                 visit.status, visit.said = exchange.status, exchange.ours
                 visit.received = inbound.received
 
-    async def _deliver(self, exchange: Exchange, visit: Visit, turn: Turn) -> None:
-        """Pick the endpoint and forward; once more where nobody answered, which does no harm."""
-        endpoints = self._directory.endpoints
-        for last in (False, True):
-            endpoint, waited = await self._directory.pick_endpoint(visit.tenant)
-            visit.cold |= waited
-            headers = for_runtime(exchange.scope, cold_start=visit.cold, left_s=visit.left_s())
-            upstream = self._upstream(endpoint)
-            try:
-                with endpoints.asking(endpoint):
-                    await exchange.forward(
-                        visit.leash, upstream, headers, repeatable=True, on_head=turn.end
-                    )
-                return
-            except NotReadyError:  # it crashed, or has just been put to sleep
-                endpoints.lost(endpoint)
-                if last or exchange.status:
-                    raise
+    async def _forward(self, exchange: Exchange, visit: Visit, turn: Turn, endpoint: str) -> None:
+        headers = for_runtime(exchange.scope, cold_start=visit.cold, left_s=visit.left_s())
+        upstream = self._upstream(endpoint)
+        await exchange.forward(visit.leash, upstream, headers, repeatable=True, on_head=turn.end)
 
     def _upstream(self, endpoint: str) -> Upstream:
         upstream = self._upstreams.get(endpoint)

@@ -7,8 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from polyolo.errors import NotReadyError
+
 _LOST_S = 0.5
 """For so long a copy that was out of reach gets nothing, unless there is news of it."""
+
+
+class OutOfReachError(NotReadyError):
+    """Nobody answered at an endpoint, and the client has seen nothing yet: ask another one."""
+
+    def __init__(self) -> None:
+        super().__init__("what should answer is out of reach; come again")
 
 
 class Endpoints:

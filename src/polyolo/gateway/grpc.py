@@ -24,6 +24,8 @@ from polyolo.errors import (
     PolyoloError,
     by_code,
 )
+from polyolo.gateway.delivery import deliver
+from polyolo.gateway.endpoints import OutOfReachError
 from polyolo.gateway.reception import Reception, Visit
 from polyolo.gateway.routing import Directory
 from polyolo.gateway.settings import Settings
@@ -123,51 +125,34 @@ class GrpcDoor:
             metadata = [(n, v) for n, v in context.invocation_metadata() if n in _PASSED]
             metadata.append(("x-request-id", request_id))
             async with visit.turn:
-                answer = await self._deliver(method, message, metadata, visit)
+                ask = partial(self._ask, visit, method, message, metadata)
+                answer = await deliver(self._directory, visit, ask)
             visit.status = 200
         return answer
 
-    async def _deliver(
-        self, method: str, message: bytes, metadata: list[tuple[str, str]], visit: Visit
-    ) -> bytes:
-        """Pick the endpoint and ask it; once more where nobody answered, which does no harm."""
-        endpoints = self._directory.endpoints
-        for last in (False, True):
-            endpoint, waited = await self._directory.pick_endpoint(visit.tenant)
-            visit.cold |= waited
-            try:
-                with endpoints.asking(endpoint):
-                    return await self._ask(
-                        endpoint, method, message, metadata, visit.left_s(), visit
-                    )
-            except _UnreachableError:  # a new channel next time: this one would back off first
-                self._forget(endpoint)
-                endpoints.lost(endpoint)
-                if last:
-                    break
-        raise NotReadyError("what should answer is out of reach; come again")
-
     async def _ask(
         self,
-        endpoint: str,
+        visit: Visit,
         method: str,
         message: bytes,
         metadata: list[tuple[str, str]],
-        timeout_s: float | None,
-        visit: Visit,
+        endpoint: str,
     ) -> bytes:
         """Ask the runtime and note what it says for metering. Raises its error,
-        _UnreachableError."""
+        OutOfReachError."""
         channel = self._channels.get(endpoint)
         if channel is None:
             target = web.rpc_target(endpoint)
             channel = self._channels[endpoint] = grpc.aio.insecure_channel(target, _OPTIONS)
-        call = channel.unary_unary(method)(message, metadata=metadata, timeout=timeout_s)
+        call = channel.unary_unary(method)(message, metadata=metadata, timeout=visit.left_s())
         try:
             answer: bytes = await call
         except grpc.aio.AioRpcError as error:
             visit.said = _ours(error.trailing_metadata())
-            raise _translated(error, visit.said) from None
+            failure = _translated(error, visit.said)
+            if isinstance(failure, OutOfReachError):
+                self._forget(endpoint)  # a new channel next time: this one would back off first
+            raise failure from None
         visit.said = _ours(await call.trailing_metadata())
         return answer
 
@@ -200,10 +185,6 @@ class _Calls(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio ships no t
         return grpc.stream_unary_rpc_method_handler(rpc.answering(partial(self._answer, method)))
 
 
-class _UnreachableError(Exception):
-    """Nobody answered at the other end."""
-
-
 def _peer(context: Context) -> tuple[str, int] | None:
     """Return the other end's host and port, as ASGI names it; None where it has none.
 
@@ -224,7 +205,7 @@ def _ours(trailing: Any) -> Mapping[bytes, bytes]:
     }
 
 
-def _translated(error: Any, said: Mapping[bytes, bytes]) -> Exception:
+def _translated(error: Any, said: Mapping[bytes, bytes]) -> PolyoloError:
     """Return what a call's failure means: the runtime's own error, or one of the way to it."""
     code = said.get(rpc.ERROR.encode())
     if code is not None:
@@ -234,6 +215,6 @@ def _translated(error: Any, said: Mapping[bytes, bytes]) -> Exception:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceededError("the request took too long")
     if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return _UnreachableError()
+        return OutOfReachError()
     # The library's own words may name paths of this machine.
     return NotReadyError("what should answer broke off; come again")

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from starlette.types import Receive, Scope, Send
 
 from polyolo.errors import NotReadyError, PolyoloError
+from polyolo.gateway.endpoints import OutOfReachError
 from polyolo.gateway.headers import Headers, for_client
 from polyolo.gateway.inbound import Inbound, Leash, Pace
 from polyolo.gateway.upstream import Answer, BrokenOffError, Upstream, UpstreamError
@@ -62,8 +63,8 @@ class Exchange:
 
         repeatable: doing it twice does no harm, so that it may be sent again over a new connection
         when a kept one turns out to be dead. on_head: called when the answer begins. Raises
-        NotReadyError if the other end cannot be reached or breaks off; if `status` is set then,
-        nothing is left but cutting the client off.
+        OutOfReachError if the other end cannot be reached or breaks off; NotReadyError if `status`
+        is set then: nothing is left but cutting the client off.
         """
         scope, body = self.scope, self._body
         target: bytes = scope["raw_path"]
@@ -85,7 +86,9 @@ class Exchange:
             with answer:
                 await self._answer(leash, answer)
         except UpstreamError as error:
-            raise NotReadyError("what should answer is out of reach; come again") from error
+            if self.status:
+                raise NotReadyError("what should answer broke off") from error
+            raise OutOfReachError from error
 
     async def _stream(self, leash: Leash) -> AsyncIterator[bytes]:
         """Yield the body as it comes, and watch the client from then on."""

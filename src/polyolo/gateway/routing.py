@@ -100,11 +100,16 @@ class Directory:
         changed.set()
 
     def _woken(self, status: RuntimeStatus) -> bool:
-        """Put control's answer to a call to wake a runtime in force; say whether it helps."""
+        """Put control's answer to a call to wake a runtime in force; say whether it helps.
+
+        Only one that settles it: the snapshot, too, says who is on the way, and may be newer.
+        """
         tenant = status.tenant
         route = self.tenants.get(tenant)
         if route is None:
             return True
+        if status.phase not in (Phase.READY, Phase.FAILED):
+            return False
         self.tenants[tenant] = replace(route, phase=status.phase, endpoints=status.endpoints)
         self._tell()
         try:
