@@ -1,0 +1,14 @@
+"""Placeholder of models."""
+
+revision = "0006"
+down_revision = "0005"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add nothing yet."""
+
+
+def downgrade() -> None:
+    """Take nothing away yet."""
