@@ -18,6 +18,7 @@ OPERATOR_ONLY = frozenset(
         "tenants:create",
         "tenants:list",
         "tenants:change",
+        "tenants:render",
         "usage:read-all",
         "audit:read-all",
         "registrations:invite",

@@ -1,6 +1,7 @@
 """A runtime that serves no model: speaks the runtime's protocol for tests of what starts one.
 
-Started as `python small_runtime.py --spec FILE --socket PATH`. The spec's default model asks for
+Started as `python small_runtime.py --spec FILE --socket PATH`, or with `--host` and `--port` as a
+pod would be, which then fetches no model. The spec's default model asks for
 mischief: `crash` exits at once with status 3, `stubborn` ignores SIGTERM, `refused` is refused
 when pushed.
 """
@@ -12,7 +13,7 @@ import signal
 import sys
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import ThreadingMixIn, UnixStreamServer
+from socketserver import TCPServer, ThreadingMixIn, UnixStreamServer
 
 
 def standing(spec):
@@ -42,6 +43,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         for model in fresh["models"]:
             for version in model["versions"]:
+                if "://" in version["uri"]:
+                    continue
                 file = self.server.directory / version["uri"]
                 assert file.is_file(), f"{file} is not there"
         if fresh["generation"] > self.server.spec["generation"]:
@@ -66,6 +69,11 @@ class Server(ThreadingMixIn, UnixStreamServer):
     daemon_threads = True
 
 
+class PodServer(ThreadingMixIn, TCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
 def main():
     from polyolo.lifeline import die_with_parent
 
@@ -73,6 +81,9 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--spec", type=Path)
     parser.add_argument("--socket", type=Path)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--models")
     asked = parser.parse_args()
     spec = json.loads(asked.spec.read_bytes())
     print("started with generation", spec["generation"], flush=True)
@@ -80,8 +91,11 @@ def main():
         sys.exit(3)
     ignore = spec["default_model"] == "stubborn"
     signal.signal(signal.SIGTERM, signal.SIG_IGN if ignore else lambda *_: os._exit(0))
-    asked.socket.unlink(missing_ok=True)
-    server = Server(str(asked.socket), Handler)
+    if asked.socket is None:
+        server = PodServer((asked.host, asked.port), Handler)
+    else:
+        asked.socket.unlink(missing_ok=True)
+        server = Server(str(asked.socket), Handler)
     server.spec, server.directory = spec, asked.spec.parent
     server.serve_forever()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from polyolo.cli.door import default_home
+from polyolo.errors import InvalidValueError
 
 
 def serve(
@@ -37,6 +38,8 @@ def gateway(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     trusted_proxies: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    scaler: str | None = None,
+    scaler_peers: str | None = None,
     token: Annotated[str, Parameter(env_var="POLYOLO_GATEWAY_TOKEN", show=False)],
 ) -> int:
     """Run one gateway: the public door of a platform whose control plane runs elsewhere.
@@ -51,6 +54,8 @@ def gateway(
         tls_key: The certificate's private key, PEM.
         trusted_proxies: Network (CIDR) of proxies whose X-Forwarded-For is believed; repeat for
             more. [default: nobody's]
+        scaler: HOST:PORT on which KEDA asks for what is in flight, by gRPC in clear.
+        scaler_peers: HOST:PORT of a name behind which all gateways answer there.
         token: What this gateway proves itself with.
     """
     import uvloop
@@ -66,6 +71,8 @@ def gateway(
         tls=tls.chosen(host, None, None, tls_cert, tls_key),
         trusted_proxies=checked(trusted_proxies),
         control=control,
+        scaler=scaler,
+        scaler_peers=scaler_peers,
         token=token,
     )
     uvloop.run(run(settings))
@@ -79,6 +86,10 @@ def control(
     store: Path | None = None,
     standard_model: Path,
     audit_days: int = 365,
+    public_url: str = "",
+    listen: str = "",
+    driver: Literal["process", "kubernetes"] = "process",
+    cluster: Path | None = None,
 ) -> int:
     """Run the control plane on the Unix socket `run/control.sock` of its home.
 
@@ -93,10 +104,16 @@ def control(
         store: Directory of the model files. [default: artifacts in the home]
         audit_days: How long the audit log is kept, 184 to 365 days.
         standard_model: ONNX file of the model that every tenant may call as `standard`.
+        public_url: Where clients reach the platform; access tokens are issued for it.
+        listen: HOST:PORT for gateways of other machines, for a network of the platform's own.
+        driver: Where tenants' runtimes live: processes of this machine, or pods of the cluster
+            that KUBECONFIG or this pod's service account names.
+        cluster: What is known of that cluster (JSON, see docs/operations.md).
     """
     import uvloop
 
     from polyolo import telemetry
+    from polyolo.cli.cluster import in_cluster
     from polyolo.control.app import run
     from polyolo.control.settings import ControlSettings
 
@@ -107,8 +124,23 @@ def control(
         store=store and store.absolute(),
         audit_days=audit_days,
         standard=standard_model.absolute(),
+        listen=_address(listen),
+        **in_cluster(driver, cluster),
     )
+    if public_url:
+        settings = replace(
+            settings, public_url=public_url, secure_cookies=public_url.startswith("https:")
+        )
     if token := os.environ.get("POLYOLO_GATEWAY_TOKEN"):
         settings = replace(settings, gateway_token=token)
     uvloop.run(run(settings))
     return 0
+
+
+def _address(written: str) -> tuple[str, int] | None:
+    if not written:
+        return None
+    host, _, port = written.rpartition(":")
+    if not port.isdigit():
+        raise InvalidValueError(f"--listen takes HOST:PORT, not {written}")
+    return host.strip("[]"), int(port)

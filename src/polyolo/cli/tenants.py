@@ -97,6 +97,19 @@ def delete(tenant: str, /, *, door: AsOperator = OPERATOR) -> None:
     show({"deleted": tenant}, lambda: f"{tenant} is deleted.", json=door.json)
 
 
+@app.command
+def render(tenant: str, /, *, door: AsOperator = OPERATOR) -> None:
+    """Print every Kubernetes object of a tenant (JSON, as `kubectl apply -f -` takes it).
+
+    Its keys are hidden: applied by hand, the Secret would be without them.
+
+    Args:
+        tenant: Its name or id.
+    """
+    with as_operator(door) as polyolo:
+        show_json(polyolo.render_tenant(tenant))
+
+
 def _phase(tenant: Tenant) -> str:
     return "" if tenant.runtime is None else tenant.runtime.phase
 

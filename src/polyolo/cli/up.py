@@ -14,6 +14,7 @@ import uvloop
 from cyclopts import Parameter
 
 from polyolo import models, telemetry, web
+from polyolo.cli.cluster import in_cluster
 from polyolo.cli.door import default_home
 from polyolo.cli.output import say
 from polyolo.control import app as control
@@ -41,6 +42,8 @@ def up(
     registration: Literal["open", "invite", "closed"] | None = None,
     audit_days: int = 365,
     trusted_proxies: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    driver: Literal["process", "kubernetes"] = "process",
+    cluster: Path | None = None,
 ) -> int:
     """Run the whole platform on this machine: control plane, gateway, tenants' runtimes.
 
@@ -65,6 +68,9 @@ def up(
         audit_days: How long the audit log is kept, 184 to 365 days.
         trusted_proxies: Network (CIDR) of proxies whose X-Forwarded-For is believed; repeat for
             more. [default: nobody's]
+        driver: Where tenants' runtimes live: processes of this machine, or pods of the cluster
+            that KUBECONFIG or this pod's service account names.
+        cluster: What is known of that cluster (JSON, see docs/operations.md).
     """
     die_with_parent()
     telemetry.configure_logging("control")
@@ -79,6 +85,7 @@ def up(
         audit_days=audit_days,
         standard=_model_file(standard_model),
         standard_label=standard_model,
+        **in_cluster(driver, cluster),
     )
     uvloop.run(_run(settings, host, port, public_url, speaking, proxies))
     return 0
@@ -113,9 +120,7 @@ async def _run(
     settings = replace(settings, public_url=public_url or url)
     async with control.opened(settings) as plane:
         done = asyncio.Event()
-        serving = asyncio.create_task(
-            web.serve(plane.app, web.bind(path=settings.socket), stop=done)
-        )
+        serving = asyncio.create_task(control.serve(plane, done))
         arguments = (
             *("--listen", str(door.fileno()), "--control", f"unix:{settings.socket}"),
             *(("--tls-cert", str(tls.certificate), "--tls-key", str(tls.key)) if tls else ()),

@@ -161,6 +161,7 @@ class Client(_Session):
     suspend_tenant = _blocking(operations.suspend_tenant)
     resume_tenant = _blocking(operations.resume_tenant)
     delete_tenant = _blocking(operations.delete_tenant)
+    render_tenant = _blocking(operations.render_tenant)
 
     create_key = _blocking(credentials.create_key)
     list_keys = _blocking(credentials.list_keys)
@@ -260,6 +261,7 @@ class AsyncClient(_Session):
     suspend_tenant = _awaiting(operations.suspend_tenant)
     resume_tenant = _awaiting(operations.resume_tenant)
     delete_tenant = _awaiting(operations.delete_tenant)
+    render_tenant = _awaiting(operations.render_tenant)
 
     create_key = _awaiting(credentials.create_key)
     list_keys = _awaiting(credentials.list_keys)

@@ -14,9 +14,9 @@ from starlette.types import ASGIApp
 
 import polyolo
 from polyolo import web
-from polyolo.control import db, home, internal, names, problems, rotation
+from polyolo.control import db, handout, home, internal, names, problems, rotation
 from polyolo.control.admission import Admission
-from polyolo.control.api import accounts, models, oauth, tenants
+from polyolo.control.api import accounts, manifests, models, oauth, tenants
 from polyolo.control.api import audit as log
 from polyolo.control.api.asking import SCHEMES
 from polyolo.control.artifacts import ArtifactStore
@@ -27,6 +27,7 @@ from polyolo.control.guesses import REGISTRATIONS, Guesses
 from polyolo.control.leader import Leader, identity
 from polyolo.control.migrations.upgrade import migrate
 from polyolo.control.passwords import Passwords
+from polyolo.control.places import opened_driver
 from polyolo.control.plane import Plane
 from polyolo.control.reconciler import Reconciler
 from polyolo.control.secrets import SealedError
@@ -37,7 +38,6 @@ from polyolo.control.service.vault import Vault
 from polyolo.control.settings import ControlSettings
 from polyolo.control.throttle import Throttle
 from polyolo.control.witness import Keeper
-from polyolo.drivers.process import ProcessDriver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,8 @@ class Control:
     settings: ControlSettings
     operator_key: str
     app: ASGIApp
+    files: ASGIApp
+    """What runtimes of other machines fetch their models from."""
     plane: Plane
     leader: Leader
 
@@ -69,6 +71,7 @@ def build(plane: Plane, leader: Leader, recorder: Recorder) -> ASGIApp:
     for routes in (
         accounts.routes,
         tenants.routes,
+        manifests.routes,
         oauth.routes,
         oauth.platform,
         models.routes,
@@ -136,12 +139,7 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
     admission.sweep()
 
     def begin(guarded: Ledger, leads: Callable[[], bool]) -> tuple[Reconciler, Callable[[], None]]:
-        driver = ProcessDriver(
-            settings.run,
-            settings.runtime_command,
-            environment=settings.runtime_environment,
-            drain_s=settings.drain_s,
-        )
+        driver, close = opened_driver(settings, guarded, vault)
         reconciler = Reconciler(
             guarded,
             driver,
@@ -154,9 +152,9 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
             reconciler.start()
         except BaseException:
             reconciler.stop()
-            driver.close()
+            close()
             raise
-        return reconciler, driver.close
+        return reconciler, close
 
     leader = Leader(ledger, changes, identity(settings.home / "lock"), begin)
     stack.callback(leader.stop)
@@ -178,13 +176,24 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
         settings=settings,
         operator_key=operator_key,
         app=build(plane, leader, recorder),
+        files=handout.app(ledger, vault, store),
         plane=plane,
         leader=leader,
     )
 
 
+async def serve(control: Control, stop: asyncio.Event) -> None:
+    """Serve the control API on the home's socket, and on what else the settings name."""
+    settings = control.settings
+    listeners = [(control.app, web.bind(path=settings.socket))]
+    for app, address in ((control.app, settings.listen), (control.files, settings.hand_out)):
+        if address is not None:
+            listeners.append((app, web.bind(host=address[0], port=address[1])))
+    await asyncio.gather(*(web.serve(app, listener, stop=stop) for app, listener in listeners))
+
+
 async def run(settings: ControlSettings, *, stop: asyncio.Event | None = None) -> None:
-    """Serve the control API on the home's socket until SIGTERM or `stop`, then drain all."""
+    """Serve the control API until SIGTERM or `stop`, then drain all."""
     stop = stop or web.signalled()
     async with opened(settings) as control:
 
@@ -193,5 +202,5 @@ async def run(settings: ControlSettings, *, stop: asyncio.Event | None = None) -
             control.release()
 
         releasing = asyncio.create_task(release())
-        await web.serve(control.app, web.bind(path=settings.socket), stop=stop)
+        await serve(control, stop)
         releasing.cancel()

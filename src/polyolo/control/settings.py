@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from polyolo.drivers.kubernetes.settings import ClusterSettings
 from polyolo.errors import InvalidValueError
 from polyolo.types import Plan
 
@@ -61,6 +62,14 @@ class ControlSettings:
     store: Path | None = None
     """Directory of the model files. Control planes that share a database share it too. Default:
     `artifacts` in the home."""
+    cluster: ClusterSettings | None = None
+    """The Kubernetes cluster whose pods the runtimes are. Default: none, they are processes of
+    this machine."""
+    listen: tuple[str, int] | None = None
+    """Address and port on which gateways of other machines reach the control API. Default: none,
+    a Unix socket in the home is enough for those of this machine."""
+    hand_out: tuple[str, int] | None = None
+    """Address and port on which runtimes of other machines fetch their model files."""
     workers: int = 4
     """Threads of the reconciler: so many tenants are brought into their desired state at once.
     They mostly wait for runtimes, so the number has little to do with the number of cores."""

@@ -32,6 +32,8 @@ def settings(arguments: list[str], environment: dict[str, str]) -> Settings:
     parser.add_argument(
         "--trusted-proxy", action="append", default=[], help="network whose word is believed"
     )
+    parser.add_argument("--scaler", help="HOST:PORT on which KEDA asks, by gRPC in clear")
+    parser.add_argument("--scaler-peers", help="HOST:PORT behind which all gateways answer it")
     flags = parser.parse_args(arguments)
     token = environment.get("POLYOLO_GATEWAY_TOKEN")
     if not token:
@@ -43,6 +45,8 @@ def settings(arguments: list[str], environment: dict[str, str]) -> Settings:
         tls=tls.chosen(flags.host, None, None, flags.tls_cert, flags.tls_key),
         trusted_proxies=checked(flags.trusted_proxy),
         control=flags.control,
+        scaler=flags.scaler,
+        scaler_peers=flags.scaler_peers,
         token=token,
     )
 

@@ -22,6 +22,7 @@ from polyolo.gateway.inbound import Leash
 from polyolo.gateway.proxy import Exchange
 from polyolo.gateway.reception import Reception
 from polyolo.gateway.routing import Directory
+from polyolo.gateway.scaler import Peers, Scaler
 from polyolo.gateway.settings import Settings
 from polyolo.gateway.source import address_of, networks
 from polyolo.gateway.upstream import Upstream, UpstreamError
@@ -170,6 +171,7 @@ class Gateway:
 
     http: ASGIApp
     grpc: GrpcDoor
+    scaler: Scaler | None = None
 
 
 @asynccontextmanager
@@ -186,9 +188,16 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
         detections.keep(endpoints)
         calls.keep(endpoints)
         meter.keep({route.name for route in directory.tenants.values()})
+        if scaler is not None:
+            scaler.note_all()
 
+    scaler: Scaler | None = None
     directory = Directory(settings, on_swap=swapped)
     reception = Reception(settings, directory, meter)
+    peers = Peers(settings.scaler_peers) if settings.scaler_peers else None
+    if settings.scaler:
+        scaler = Scaler(directory, reception.in_flight, peers.in_flight if peers else None)
+        reception.changed = scaler.note
     detections = Detections(settings, directory, reception)
     calls = GrpcDoor(settings, directory, reception)
     tasks = [
@@ -197,7 +206,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     ]
     try:
         app = door(detections, ControlApi(settings, control), probes(directory, metrics))
-        yield Gateway(http=web.Service(app, access_log=settings.access_log), grpc=calls)
+        http = web.Service(app, access_log=settings.access_log)
+        yield Gateway(http=http, grpc=calls, scaler=scaler)
     finally:
         for task in tasks:
             task.cancel()
@@ -213,6 +223,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
         calls.keep(set())
         control.close()
         internal.close()
+        if peers is not None:
+            await peers.close()
 
 
 async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
@@ -225,12 +237,15 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
     host, port = listener.getsockname()[:2]
     stop = stop or web.signalled()
     async with gateway(settings) as doors:
-        server = await doors.grpc.open(host, port)
+        servers = [await doors.grpc.open(host, port)]
+        if doors.scaler is not None and settings.scaler is not None:
+            servers.append(await doors.scaler.open(settings.scaler))
         telemetry.logger("gateway").info("listening", address=(host, port), grpc_port=port + 1)
 
         async def drain() -> None:
             await stop.wait()
-            await server.stop(settings.drain_s)
+            door, *others = servers
+            await asyncio.gather(door.stop(settings.drain_s), *(one.stop(0) for one in others))
 
         serving = web.serve(
             doors.http, listener, stop=stop, drain_s=settings.drain_s, tls=settings.tls

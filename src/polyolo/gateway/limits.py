@@ -18,6 +18,10 @@ class Bound:
         """Return how many the tenant has inside now."""
         return self._inside.get(tenant, 0)
 
+    def counts(self) -> dict[str, int]:
+        """Return how many each tenant has inside now."""
+        return dict(self._inside)
+
     @contextmanager
     def admit(self, tenant: str, limit: int, refusal: PolyoloError) -> Iterator[None]:
         """Hold a place for as long as the context lasts; raise `refusal` if all are taken."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +48,12 @@ class Reception:
         self._directory = directory
         self._meter = meter
         self._inside = Bound()
+        self.changed: Callable[[str], None] = lambda _: None
+        """Is told the tenant whose first request has come in, or whose last one has gone."""
+
+    def in_flight(self) -> dict[str, int]:
+        """Return how many requests of each tenant are inside, those that are held too."""
+        return self._inside.counts()
 
     @contextmanager
     def visit(
@@ -88,6 +94,8 @@ class Reception:
                 Leash(self._settings.deadline_s) as leash,
             ):
                 visit = Visit(tenant=tenant, leash=leash)
+                if self._inside.inside(tenant) == 1:
+                    self.changed(tenant)
                 yield visit
             status = visit.status
         except PolyoloError as error:
@@ -102,6 +110,8 @@ class Reception:
             if said.model:
                 log["model"] = f"{said.model}:{said.version}"
             meter.count(name, said.model, status, time.perf_counter() - started, cold=cold)
+            if visit is not None and not self._inside.inside(visit.tenant):
+                self.changed(visit.tenant)
             if who and billed:
                 received = visit.received if visit is not None else 0
                 meter.bill(who, str(source or ""), status, said, bytes_in=received, cold=cold)

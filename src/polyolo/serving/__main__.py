@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--socket", type=Path, help="Unix socket to listen on")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8800, help="TCP port to listen on")
+    parser.add_argument("--models", type=Path, help="directory for models that are fetched")
     parser.add_argument(
         "--stuck-after",
         type=float,
@@ -42,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     import uvloop
 
+    from polyolo.serving import fetch
     from polyolo.serving.app import run
     from polyolo.serving.settings import Settings
 
@@ -50,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         socket=asked.socket,
         host=asked.host,
         port=asked.port,
+        models=asked.models,
+        token=os.environ.pop(fetch.TOKEN, ""),  # not for the models' processes
         stuck_after_s=asked.stuck_after,
     )
     try:

@@ -16,6 +16,7 @@ from polyolo import telemetry, web
 from polyolo.serving import inference_rest, memory, process, rest
 from polyolo.serving.batcher import Capacity
 from polyolo.serving.cpus import usable_cpus
+from polyolo.serving.fetch import located
 from polyolo.serving.loaded import LoadedModel
 from polyolo.serving.repository import Repository
 from polyolo.serving.runtime import Runtime
@@ -38,16 +39,20 @@ async def run(settings: Settings) -> None:
 
     async def load(name: str, version: VersionSpec) -> LoadedModel:
         here = settings.spec.parent.absolute()
+
+        async def found(uri: str) -> str:
+            return str(await located(uri, here, settings.models, settings.token))
+
         opening = Opening(
             ref=ModelRef(name=name, version=version.version),
-            path=str(here / version.uri),
+            path=await found(version.uri),
             digest=version.digest,
             classes=version.classes,
             family=version.family,
             streams=capacity.streams,
             engine=version.engine,
             precision=version.precision,
-            golden=tuple(str(here / uri) for uri in version.golden),
+            golden=tuple([await found(uri) for uri in version.golden]),
         )
         if old := repository.current(name):
             beside = memory.resident(old.pid)
@@ -71,7 +76,7 @@ async def run(settings: Settings) -> None:
         return repository.not_ready()
 
     probes = web.probes(live=live, ready=ready, registry=metrics.registry)
-    routes = [*rest.routes(runtime), *inference_rest.routes(runtime), *probes]
+    routes = [*rest.routes(runtime, settings.token), *inference_rest.routes(runtime), *probes]
     app = web.Service(Router(routes, redirect_slashes=False), access_log=False)
     listener = web.bind(host=settings.host, port=settings.port, path=settings.socket)
     stop = web.signalled()

@@ -71,3 +71,15 @@ def every(ledger: Ledger) -> set[str]:
     """Return the digests of all files that have a row."""
     with ledger.reading() as connection:
         return set(connection.execute(sa.select(db.artifacts.c.digest)).scalars())
+
+
+def serves(ledger: Ledger, tenant: str, digest: str) -> bool:
+    """Say whether a tenant's runtime serves a file: a version of its own, or the standard model."""
+    with ledger.reading() as connection:
+        named = sa.union_all(
+            sa.select(db.versions.c.digest).where(
+                db.versions.c.tenant == tenant, db.versions.c.digest == digest
+            ),
+            sa.select(db.platform.c.standard_digest).where(db.platform.c.standard_digest == digest),
+        )
+        return connection.execute(named).first() is not None
