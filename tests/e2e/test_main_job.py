@@ -14,6 +14,16 @@ from polyolo.models import bundled
 from tests.e2e.platform import POLYOLO, SHARED, eventually
 
 
+@pytest.fixture(scope="module", params=["process_platform", "pod_platform"])
+def platform(request):
+    """Give a platform for each place where runtimes live."""
+    return request.getfixturevalue(request.param)
+
+
+# What the place of the runtime has no part in is asked once.
+once = pytest.mark.parametrize("platform", ["process_platform"], indirect=True)
+
+
 def boxes(answer) -> list[tuple]:
     return [(d.class_id, d.class_name, d.confidence, tuple(d.bbox)) for d in answer.detections]
 
@@ -55,6 +65,7 @@ def test_a_new_tenant_detects_with_the_standard_model_within_two_seconds(platfor
     assert took < 2.0
 
 
+@once
 def test_the_expected_boxes_of_forty_photos(platform, yolox_nano, expected, tmp_path):
     """All 40 photos give the recorded boxes through the whole platform."""
     _, client = platform.tenant("photos")
@@ -125,6 +136,7 @@ def test_one_tenants_key_opens_nothing_of_another(platform, board):
         forged.detect(board)
 
 
+@once
 def test_usage_counts_each_request_once(platform, board):
     """Seven good requests and one bad one are what the tenant is said to have used."""
     _, client = platform.tenant("counted")
