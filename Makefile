@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help install demo test check e2e bench proto wheel lock clean
+.PHONY: help install demo test check e2e e2e-cluster images bench proto wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,16 @@ check: install  ## Format, lint, types, import contracts, layout rules
 
 e2e: install  ## Only the end to end tests
 	@$(BIN)/pytest tests/e2e
+
+BUILD  ?= buildah bud --format docker
+IMAGES ?= polyolo-{}:0.1.0
+
+e2e-cluster: install  ## The main job, scaling and isolation on the cluster that KUBECONFIG names
+	@POLYOLO_IMAGES='$(IMAGES)' $(BIN)/pytest -m cluster -rs tests/e2e/test_main_job.py tests/e2e/test_cluster.py
+
+images:  ## The three images of a cluster's platform (BUILD='docker build' for Docker)
+	@for target in serving gateway control; do \
+		$(BUILD) -f deploy/Dockerfile --target $$target -t "$$(echo '$(IMAGES)' | sed "s/{}/$$target/")" . || exit 1; done
 
 bench: install  ## Speed of one machine as ratios taken in one run
 	@$(BIN)/python -m tests.bench.speed

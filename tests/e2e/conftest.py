@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from polyolo.models import sample_boards
+from tests.e2e.cluster import ClusterPlatform
 from tests.e2e.platform import SHARED, Platform
 from tests.e2e.pods import pods_of
 
@@ -44,6 +45,17 @@ def pod_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]
             yield platform
         finally:
             platform.close()
+
+
+@pytest.fixture(scope="session")
+def cluster_platform() -> Iterator[ClusterPlatform]:
+    """Give one that is installed on a real cluster, where there is one (`make e2e-cluster`)."""
+    platform = ClusterPlatform()
+    try:
+        platform.start()
+        yield platform
+    finally:
+        platform.close()
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,9 @@ def processes_below(home: Path) -> list[tuple[int, str]]:
 class Platform:
     """One `polyolo up` with a home of its own."""
 
+    first_answer_s = 2.0
+    """Seconds that a new tenant's first answer may take."""
+
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self.environment = os.environ | dict(environment or {})
         # Not pytest's tmp_path: its length would not leave room for the sockets' names.
