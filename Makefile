@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help install demo test check e2e bench proto wheel lock clean
+.PHONY: help install demo test check e2e e2e-cluster images bench proto wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,13 +24,13 @@ demo: install  ## Two tenants, one door, real detections: the main job end to en
 	@$(BIN)/polyolo demo
 
 # gRPC's engine stays in a process that has used it: what uses it in the tests' own has one alone.
-IN_PROCESS_GRPC := tests/integration/test_gateway_grpc.py
+IN_PROCESS_GRPC := tests/integration/test_gateway_grpc.py tests/integration/test_kubernetes_scaler.py
 
 SIDE_BY_SIDE    := -n auto --dist loadfile
 
 test: install  ## Every test, end to end ones included
 	@$(BIN)/pytest $(SIDE_BY_SIDE) tests/layout tests/unit tests/contract
-	@$(BIN)/pytest $(SIDE_BY_SIDE) tests/integration --ignore $(IN_PROCESS_GRPC)
+	@$(BIN)/pytest $(SIDE_BY_SIDE) tests/integration $(addprefix --ignore ,$(IN_PROCESS_GRPC))
 	@$(BIN)/pytest $(IN_PROCESS_GRPC)
 	@$(BIN)/pytest tests/e2e
 
@@ -44,6 +44,16 @@ check: install  ## Format, lint, types, import contracts, layout rules
 e2e: install  ## Only the end to end tests
 	@$(BIN)/pytest tests/e2e
 
+BUILD  ?= buildah bud --format docker
+IMAGES ?= polyolo-{}:0.1.0
+
+e2e-cluster: install  ## The main job, scaling and isolation on the cluster that KUBECONFIG names
+	@POLYOLO_IMAGES='$(IMAGES)' $(BIN)/pytest -m cluster -rs tests/e2e/test_main_job.py tests/e2e/test_cluster.py
+
+images:  ## The three images of a cluster's platform (BUILD='docker build' for Docker)
+	@for target in serving gateway control; do \
+		$(BUILD) -f deploy/Dockerfile --target $$target -t "$$(echo '$(IMAGES)' | sed "s/{}/$$target/")" . || exit 1; done
+
 bench: install  ## Speed of one machine as ratios taken in one run
 	@$(BIN)/python -m tests.bench.speed
 	@$(BIN)/python -m tests.bench.speed --model yolov8n --connections 8 32
@@ -51,14 +61,16 @@ bench: install  ## Speed of one machine as ratios taken in one run
 	@$(BIN)/python -m tests.bench.swap
 	@$(BIN)/python -m tests.bench.auth
 	@$(BIN)/python -m tests.bench.sandbox
+	@$(BIN)/python -m tests.bench.kubernetes
 
-PROTO := polyolo/serving/inference
+PROTOS := polyolo/serving/inference polyolo/gateway/externalscaler
 
-proto: install  ## Generate the protocol's messages anew, by the compiler of the locked grpcio's release
+proto: install  ## Generate the protocols' messages anew, by the compiler of the locked grpcio's release
 	@$(PYTHON) -m venv .venv-proto && .venv-proto/bin/pip install --quiet --disable-pip-version-check \
 		grpcio-tools==$$($(BIN)/python -c 'import grpc; print(grpc.__version__)')
-	@cd src && ../.venv-proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(PROTO).proto
-	@sed -i '1s|.*|"""Messages of the Open Inference Protocol v2, generated from inference.proto by make proto."""|' src/$(PROTO)_pb2.py
+	@cd src && for proto in $(PROTOS); do \
+		../.venv-proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $$proto.proto && \
+		sed -i "1s|.*|\"\"\"Messages generated from $$(basename $$proto).proto by make proto.\"\"\"|" $${proto}_pb2.py || exit 1; done
 	@rm -rf .venv-proto
 
 wheel: install  ## Build the wheel into dist/
@@ -70,8 +82,10 @@ lock: install  ## Pin every dependency anew, with hashes
 		--no-annotate --no-header --no-emit-package openvino-telemetry "$$@"; }; set -e; \
 	lock pyproject.toml --extra serving -o requirements/serving.txt; \
 	lock pyproject.toml --extra serving --extra openvino -o requirements/serving-openvino.txt; \
+	lock pyproject.toml --extra gateway --extra redis -o requirements/gateway.txt; \
+	lock pyproject.toml --extra serving --extra postgres --extra s3 --extra kubernetes -o requirements/control.txt; \
 	lock pyproject.toml --extra all -o requirements/all.txt; \
-	lock pyproject.toml --extra all --extra postgres --group dev -o requirements/dev.txt; \
+	lock pyproject.toml --extra all --extra postgres --extra kubernetes --group dev -o requirements/dev.txt; \
 	echo 'hatchling>=1.27' | lock - -c requirements/dev.txt -o requirements/build.txt
 
 clean:  ## Remove what the targets made

@@ -29,6 +29,7 @@ OPERATOR_ONLY = frozenset(
         "limits:write",
         "storage:grant",
         "runtime:schedule",
+        "tenants:render",
         "usage:read-all",
         "audit:read-all",
         "erasures:list",

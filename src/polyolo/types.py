@@ -185,6 +185,9 @@ class RuntimeSpec:
     models: tuple[ModelSpec, ...]
     replicas: int = 1
     """Copies of the runtime, 0: asleep."""
+    max_replicas: int = 0
+    """Most copies that there may be, where the place itself adds some by load; up to `replicas`: no
+    more than those."""
     resources: Resources = field(default_factory=Resources)
     release: str = ""
     """Release of the runtime's program; empty: the platform's own."""

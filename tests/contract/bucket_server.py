@@ -15,10 +15,10 @@ from polyolo.control.bucket import Access
 
 
 @contextmanager
-def bucket(name: str = "models") -> Iterator[Access]:
-    """Run a server with one empty bucket; give the access to it."""
+def bucket(name: str = "models", host: str = "127.0.0.1") -> Iterator[Access]:
+    """Run a server with one empty bucket; give the access to it. host: address that it is at."""
     server = subprocess.Popen(
-        [sys.executable, "-c", _SERVER],
+        [sys.executable, "-c", _SERVER, host],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -26,7 +26,7 @@ def bucket(name: str = "models") -> Iterator[Access]:
     )
     try:
         assert server.stdout is not None
-        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        url = f"http://{host}:{int(server.stdout.readline())}"
         with httpx.Client(trust_env=False) as http:
             deadline = time.monotonic() + 10
             while http.put(f"{url}/{name}").status_code != 200:
@@ -40,12 +40,13 @@ def bucket(name: str = "models") -> Iterator[Access]:
 
 
 _SERVER = """
+import sys
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from polyolo.lifeline import die_with_parent
 from werkzeug.serving import make_server
 die_with_parent()
 app = DomainDispatcherApplication(create_backend_app)
-server = make_server("127.0.0.1", 0, app, threaded=True)
+server = make_server(sys.argv[1], 0, app, threaded=True)
 print(server.port, flush=True)
 server.serve_forever()
 """

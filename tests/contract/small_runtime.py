@@ -1,8 +1,9 @@
 """A runtime that serves no model: speaks the runtime's protocol for tests of what starts one.
 
 Started as `python small_runtime.py --spec FILE --socket PATH [--ahead]`; ahead of its spec it
-waits for one to be pushed. The spec's default model asks for mischief: `crash` exits at once with
-status 3, `stubborn` ignores SIGTERM, `refused` is refused when pushed.
+waits for one to be pushed. Or with `--host` and `--port`, as a pod would be; it then fetches no
+model. The spec's default model asks for mischief: `crash` exits at once with status 3, `stubborn`
+ignores SIGTERM, `refused` is refused when pushed.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import signal
 import sys
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import ThreadingMixIn, UnixStreamServer
+from socketserver import TCPServer, ThreadingMixIn, UnixStreamServer
 
 
 def standing(spec):
@@ -50,6 +51,8 @@ class Handler(BaseHTTPRequestHandler):
         for model in fresh["models"]:
             for version in model["versions"]:
                 file = Path(version["uri"])
+                if "://" in version["uri"]:
+                    continue
                 assert file.is_file(), f"{file} is not there"
         if self.server.spec is None or fresh["generation"] > self.server.spec["generation"]:
             self.server.spec = fresh
@@ -78,6 +81,13 @@ class Server(ThreadingMixIn, UnixStreamServer):
             os._exit(0)
 
 
+class PodServer(ThreadingMixIn, TCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+    spec = None
+    asked_to_end = Server.asked_to_end
+
+
 def main():
     from polyolo.lifeline import die_with_parent
 
@@ -86,13 +96,19 @@ def main():
     parser.add_argument("--spec", type=Path)
     parser.add_argument("--socket", type=Path)
     parser.add_argument("--ahead", action="store_true")
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--models")
     asked = parser.parse_args()
     spec = None if asked.ahead else json.loads(asked.spec.read_bytes())
     print("started with generation", spec and spec["generation"], flush=True)
     if spec is not None and spec["default_model"] == "crash":
         sys.exit(3)
-    asked.socket.unlink(missing_ok=True)
-    server = Server(str(asked.socket), Handler)
+    if asked.socket is None:
+        server = PodServer((asked.host, asked.port), Handler)
+    else:
+        asked.socket.unlink(missing_ok=True)
+        server = Server(str(asked.socket), Handler)
     server.spec = spec
     signal.signal(signal.SIGTERM, server.asked_to_end)
     server.serve_forever()

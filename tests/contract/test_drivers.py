@@ -17,9 +17,11 @@ from typing import Any, TypeVar
 import pytest
 
 from polyolo.drivers import Driver
+from polyolo.drivers.kubernetes.naming import place as namespace_of
 from polyolo.drivers.process import ProcessDriver
 from polyolo.sandbox.probe import probe
 from polyolo.types import ModelSpec, Phase, RuntimeSpec, VersionSpec
+from tests.cluster.clusters import inhabited
 
 RUNTIME = (sys.executable, str(Path(__file__).with_name("small_runtime.py")))
 
@@ -85,7 +87,25 @@ def running(tmp_path: Path, **options: Any) -> Iterator[Place]:
         driver.close()
 
 
-@pytest.fixture(params=["processes", "warm_processes", "confined_processes"])
+@pytest.fixture
+def pods(tmp_path: Path) -> Iterator[Place]:
+    """A Kubernetes driver of an emulated cluster, whose pods are real processes."""
+    with inhabited(RUNTIME, tmp_path / "node") as (cluster, node):
+
+        def send(tenant: str, number: int, *, first: int = 0) -> None:
+            for pid in node.pids(namespace_of(tenant, cluster.settings.platform).namespace)[first:]:
+                os.kill(pid, number)
+
+        yield Place(
+            driver=cluster.driver(),
+            again=cluster.driver,
+            kill=lambda tenant: send(tenant, signal.SIGKILL),
+            kill_second=lambda tenant: send(tenant, signal.SIGKILL, first=1),
+            hang=lambda tenant: send(tenant, signal.SIGSTOP),
+        )
+
+
+@pytest.fixture(params=["processes", "warm_processes", "confined_processes", "pods"])
 def place(request: pytest.FixtureRequest) -> Place:
     return request.getfixturevalue(request.param)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from polyolo.models import sample_boards
+from tests.e2e.cluster import ClusterPlatform
 from tests.e2e.platform import SHARED, Platform
+from tests.e2e.pods import pods_of
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def fresh_platform() -> Iterator[Platform]:
 
 
 @pytest.fixture(scope="session")
-def platform() -> Iterator[Platform]:
+def process_platform() -> Iterator[Platform]:
     """Give one running platform that the tests share; each takes tenants of its own."""
     platform = Platform()
     try:
@@ -31,6 +33,35 @@ def platform() -> Iterator[Platform]:
         yield platform
     finally:
         platform.close()
+
+
+@pytest.fixture(scope="session")
+def pod_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Give one whose runtimes are the pods of an emulated cluster, with real processes in them."""
+    with pods_of(tmp_path_factory.mktemp("node")) as (kubeconfig, options):
+        platform = Platform(environment={"KUBECONFIG": str(kubeconfig)})
+        try:
+            platform.start(*options)
+            yield platform
+        finally:
+            platform.close()
+
+
+@pytest.fixture(scope="session")
+def cluster_platform() -> Iterator[ClusterPlatform]:
+    """Give one that is installed on a real cluster, where there is one (`make e2e-cluster`)."""
+    platform = ClusterPlatform()
+    try:
+        platform.start()
+        yield platform
+    finally:
+        platform.close()
+
+
+@pytest.fixture(scope="session")
+def platform(process_platform: Platform) -> Platform:
+    """Give the shared platform; a suite may choose another one."""
+    return process_platform
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,7 +69,11 @@ def processes_below(home: Path) -> list[tuple[int, str]]:
 class Platform:
     """One `polyolo up` with a home of its own."""
 
-    def __init__(self) -> None:
+    first_answer_s = 2.0
+    """Seconds that a new tenant's first answer may take."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self.environment = os.environ | dict(environment or {})
         # Not pytest's tmp_path: its length would not leave room for the sockets' names.
         self.home = Path(tempfile.mkdtemp(prefix="polyolo-e2e-"))
         self.port = free_port()
@@ -83,6 +87,7 @@ class Platform:
                 [POLYOLO, "up", "--home", self.home, "--port", str(self.port), *options],
                 stdout=log,
                 stderr=log,
+                env=self.environment,
             )
         eventually(self._ready, within=20, what="polyolo up answers /readyz")
 

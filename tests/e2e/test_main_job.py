@@ -13,6 +13,18 @@ from polyolo.errors import ForbiddenError, NotFoundError, PolyoloError, Unauthen
 from polyolo.models import bundled
 from tests.e2e.platform import POLYOLO, SHARED, eventually
 
+CLUSTER = pytest.param("cluster_platform", marks=[pytest.mark.cluster, pytest.mark.timeout(900)])
+
+
+@pytest.fixture(scope="module", params=["process_platform", "pod_platform", CLUSTER])
+def platform(request):
+    """Give a platform for each place where runtimes live."""
+    return request.getfixturevalue(request.param)
+
+
+# What the place of the runtime has no part in is asked once.
+once = pytest.mark.parametrize("platform", ["process_platform"], indirect=True)
+
 
 def boxes(answer) -> list[tuple]:
     return [(d.class_id, d.class_name, d.confidence, tuple(d.bbox)) for d in answer.detections]
@@ -43,7 +55,7 @@ def assert_same(answer, wanted: list[dict], picture: str) -> None:
     assert not left, f"{picture}: unexpected {left}"
 
 
-def test_a_new_tenant_detects_with_the_standard_model_within_two_seconds(platform, board):
+def test_a_new_tenant_detects_with_the_standard_model_at_once(platform, board):
     """A tenant that pushed nothing gets an answer from the standard model at once."""
     started = time.monotonic()
     _, client = platform.tenant("newcomer")
@@ -52,9 +64,10 @@ def test_a_new_tenant_detects_with_the_standard_model_within_two_seconds(platfor
     took = time.monotonic() - started
     assert answer.model.name == "standard"
     assert answer.detections
-    assert took < 2.0
+    assert took < platform.first_answer_s
 
 
+@once
 def test_the_expected_boxes_of_forty_photos(platform, yolox_nano, expected, tmp_path):
     """All 40 photos give the recorded boxes through the whole platform."""
     _, client = platform.tenant("photos")
@@ -125,6 +138,7 @@ def test_one_tenants_key_opens_nothing_of_another(platform, board):
         forged.detect(board)
 
 
+@once
 def test_usage_counts_each_request_once(platform, board):
     """Seven good requests and one bad one are what the tenant is said to have used."""
     _, client = platform.tenant("counted")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,6 @@ VARIABLE = "POLYOLO_TEST_POSTGRES"
 _NOBODY = 65534
 _made: set[str] = set()
 _OPTIONS = (
-    "listen_addresses=",  # the socket only
     "fsync=off",  # the machine does not lose power during a test; processes are killed, not it
     "full_page_writes=off",
     "max_connections=300",
@@ -41,9 +41,14 @@ _OPTIONS = (
 class Server:
     """A server that can be stopped and started again with what it holds."""
 
-    def __init__(self, directory: Path) -> None:
-        """Prepare its data below `directory`, where its socket is too."""
+    def __init__(self, directory: Path, listen: str = "") -> None:
+        """Prepare its data below `directory`, where its socket is too.
+
+        listen: address on which others are let in as well, by `password`.
+        """
         self.directory = directory
+        self.password = secrets.token_urlsafe(24)
+        self._listen = listen
         self._programs, user = _programs(directory)
         self._identity: dict[str, Any] = (
             {"user": user, "group": user, "extra_groups": []} if user else {}
@@ -62,7 +67,8 @@ class Server:
 
     def start(self) -> None:
         """Start it, and return when it answers."""
-        options = [word for option in _OPTIONS for word in ("-c", option)]
+        wanted = (*_OPTIONS, f"listen_addresses={self._listen}")
+        options = [word for option in wanted for word in ("-c", option)]
         command = [self._programs / "postgres", "-D", self.directory / "data", "-k", self.directory]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -74,6 +80,12 @@ class Server:
                 **self._identity,
             )
         _answers(self.directory, self._process)
+        if self._listen:
+            with (self.directory / "data/pg_hba.conf").open("a") as rules:
+                rules.write("host all all all scram-sha-256\n")
+            with psycopg.connect(host=str(self.directory), user="postgres") as connection:
+                connection.execute(f"ALTER USER postgres PASSWORD '{self.password}'")
+                connection.execute("SELECT pg_reload_conf()")
 
     def stop(self) -> None:
         """Stop it at once, as a crash would."""
@@ -82,10 +94,10 @@ class Server:
 
 
 @contextmanager
-def server() -> Iterator[Server]:
-    """Run a server."""
+def server(listen: str = "") -> Iterator[Server]:
+    """Run a server. listen: as Server takes it."""
     with tempfile.TemporaryDirectory(prefix="polyolo-pg-", dir="/tmp") as name:
-        made = Server(Path(name))
+        made = Server(Path(name), listen)
         made.start()
         try:
             yield made

@@ -18,6 +18,8 @@ HOST = re.compile(
     r"://|\w:\d+/|\b(?:[a-z0-9-]+\.)+(?:com|org|io|net|dev)/|localhost|^# *syntax", re.MULTILINE
 )
 
+IMAGES = ("serving", "gateway", "control")
+
 Stages = dict[str, list[tuple[str, str]]]
 
 
@@ -40,11 +42,12 @@ def violations(root: Path) -> list[str]:
     """Return what breaks the image's rules below `root`, a sentence each."""
     text = (root / "deploy/Dockerfile").read_text()
     found = stages(text)
-    if "serving" not in found:
-        return ["there is no stage `serving`"]
+    if missing := [f"there is no stage `{name}`" for name in IMAGES if name not in found]:
+        return missing
     return [
         *context_violations(root, found),
         *supply_violations(text, found),
+        *(one for name in IMAGES for one in image_violations(name, found[name])),
         *runtime_violations(found["serving"]),
     ]
 
@@ -58,7 +61,7 @@ def context_violations(root: Path, found: Stages) -> Iterator[str]:
         for name, rest in instructions:
             if name != "COPY" or "--from=" in rest:
                 continue
-            if stage == "serving":
+            if stage in IMAGES:
                 yield f"the image takes {rest} straight from the build context"
             for source in rest.split()[:-1]:
                 copied.add(source.split("/")[0])
@@ -87,23 +90,29 @@ def supply_violations(text: str, found: Stages) -> Iterator[str]:
                     yield f"stage {stage} installs without hashes:{command}"
 
 
-def runtime_violations(serving: list[tuple[str, str]]) -> Iterator[str]:
-    """Yield what a container could do, or could not, against the rules of a runtime."""
-    last = dict(serving)
+def image_violations(image: str, stage: list[tuple[str, str]]) -> Iterator[str]:
+    """Yield what a container of any of the images could do, or could not, against the rules."""
+    last = dict(stage)
     if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", last.get("USER", "")):
-        yield "the user is not a number above 0"
+        yield f"the user of {image} is not a number above 0"
     if last.get("STOPSIGNAL") != "SIGTERM":
-        yield "it is not stopped by SIGTERM"
-    for name in ("ENTRYPOINT", "CMD"):
-        if not last.get(name, "").startswith("["):
-            yield f"{name} is not in exec form: a shell would get the signal"
+        yield f"{image} is not stopped by SIGTERM"
+    if not last.get("ENTRYPOINT", "").startswith("["):
+        yield f"the entry point of {image} is not in exec form: a shell would get the signal"
+    if image != "gateway" and "ORT_DISABLE_TELEMETRY=1" not in last.get("ENV", ""):
+        yield f"ONNX Runtime's telemetry is on in {image}"
+
+
+def runtime_violations(serving: list[tuple[str, str]]) -> Iterator[str]:
+    """Yield what a runtime's image lacks that engines without probes of their own need."""
+    last = dict(serving)
+    if not last.get("CMD", "").startswith("["):
+        yield "CMD is not in exec form: a shell would get the signal"
     check = last.get("HEALTHCHECK", "")
     if not re.search(r'CMD \["python3"', check) or re.search("curl|wget", check):
         yield "there is no health check by Python alone"
     elif f'"{port_of(check)}"' not in last.get("CMD", ""):
         yield "the health check asks another port than the one served"
-    if "ORT_DISABLE_TELEMETRY=1" not in last.get("ENV", ""):
-        yield "ONNX Runtime's telemetry is on"
 
 
 def port_of(check: str) -> str:
@@ -132,12 +141,25 @@ def test_the_image_keeps_its_rules():
     ("file", "old", "new", "sentence"),
     [
         ("deploy/Dockerfile", "AS serving", "AS server", "no stage"),
+        ("deploy/Dockerfile", "AS control\n", "AS steering\n", "no stage"),
+        (
+            "deploy/Dockerfile",
+            "-r /build/requirements/gateway.txt",
+            "-r /build/requirements/door.txt",
+            "door.txt is named",
+        ),
+        (
+            "deploy/Dockerfile",
+            '["python3", "-m", "polyolo", "control"]',
+            "python3 -m x",
+            "exec form",
+        ),
         ("deploy/Dockerfile", "requirements/build.txt", "requirements/gone.txt", "does not exist"),
         ("deploy/Dockerfile", "/serving.txt;", "/requirements/gone.txt;", "is named but"),
         ("deploy/Dockerfile", "USER 65532:65532", "COPY src /src\nUSER 1:1", "build context"),
         ("deploy/Dockerfile", "USER 65532:65532", "USER root", "not a number"),
         ("deploy/Dockerfile", "USER 65532:65532", "USER 0:0", "not a number"),
-        ("deploy/Dockerfile", "USER 65532:65532", "", "not a number"),
+        ("deploy/Dockerfile", "USER 65532:65532", "", "of gateway is not a number"),
         ("deploy/Dockerfile", "BASE=", "BASE=registry.example.com/", "a host"),
         ("deploy/Dockerfile", "FROM ${BASE} AS packages", "FROM x AS packages", "its own"),
         ("deploy/Dockerfile", "--require-hashes", "", "without hashes"),

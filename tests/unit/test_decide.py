@@ -17,6 +17,7 @@ STOPPED = replace(RUNNING, wanted=Wanted.STOPPED)
 GONE = replace(RUNNING, wanted=Wanted.GONE)
 ASLEEP = replace(RUNNING, replicas=0)
 TWO = replace(RUNNING, replicas=2)
+ELASTIC = replace(RUNNING, max_replicas=3)
 APPLIED = Memory(applied_at=NOW - 1, applied_generation=3, applied_replicas=1)
 BOTH = replace(APPLIED, applied_replicas=2)
 
@@ -140,6 +141,17 @@ def decided(desired: Desired, observed: RuntimeStatus | None, memory: Memory) ->
         (TWO, seen(Phase.READY, 3, copies=2), BOTH, Verb.NOTHING, Phase.READY, 5.0),
         (RUNNING, seen(Phase.READY, 3, copies=2), BOTH, Verb.NOTHING, Phase.READY, 0.5),
         (RUNNING, seen(Phase.READY, 3, copies=2), withdrawn(1), Verb.APPLY, Phase.READY, 0.25),
+        # An autoscaler has made more: none is too many up to the most, all are when nobody asks.
+        (ELASTIC, seen(Phase.READY, 3, copies=3), APPLIED, Verb.NOTHING, Phase.READY, 5.0),
+        (ELASTIC, seen(Phase.READY, 3, copies=4), withdrawn(1), Verb.APPLY, Phase.READY, 0.25),
+        (
+            replace(ELASTIC, replicas=0),
+            seen(Phase.READY, 3, copies=3),
+            withdrawn(1),
+            Verb.APPLY,
+            Phase.ASLEEP,
+            0.25,
+        ),
         # One of two is lost: at once the first time, later after the back-off.
         (TWO, seen(Phase.READY, 3, "killed"), BOTH, Verb.APPLY, Phase.READY, 0.02),
         (
@@ -232,6 +244,12 @@ def test_a_copy_goes_when_no_gateway_asks_it_any_more():
     ):
         decision = decide(TWO, three, first.memory, NOW + seconds, told=told)
         assert (decision.verb, decision.status.endpoints) == (verb, ("unix:/0", "unix:/1"))
+
+
+def test_of_an_autoscalers_copies_gateways_keep_as_many_as_it_may_make():
+    """Where the most has become less, only those above it are out of sight."""
+    decision = decided(ELASTIC, seen(Phase.READY, 3, copies=5), APPLIED)
+    assert decision.status.endpoints == ("unix:/0", "unix:/1", "unix:/2")
 
 
 def test_a_runtime_that_is_needed_again_before_it_was_ended_goes_on():

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from polyolo.cli.door import default_home
 from polyolo.cli.signin import NO_SIGN_IN, SignIn
+from polyolo.errors import InvalidValueError
 
 
 def serve(
@@ -53,6 +54,8 @@ def gateway(
     trusted_proxies: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     slots: int = 0,
     redis: Annotated[str | None, Parameter(env_var="POLYOLO_REDIS")] = None,
+    scaler: str | None = None,
+    scaler_peers: str | None = None,
     token: Annotated[str, Parameter(env_var="POLYOLO_GATEWAY_TOKEN", show=False)],
 ) -> int:
     """Run one gateway: the public door of a platform whose control plane runs elsewhere.
@@ -71,6 +74,8 @@ def gateway(
             one machine; 0: no bound.
         redis: URL of a Redis where gateways count rates together; in the environment if it holds
             a password. [default: each of N gateways grants 1/N of every rate]
+        scaler: HOST:PORT on which KEDA asks for what is in flight, by gRPC in clear.
+        scaler_peers: HOST:PORT of a name behind which all gateways answer there.
         token: What this gateway proves itself with.
     """
     import uvloop
@@ -86,6 +91,8 @@ def gateway(
         tls=tls.chosen(host, None, None, tls_cert, tls_key),
         trusted_proxies=checked(trusted_proxies),
         control=control,
+        scaler=scaler,
+        scaler_peers=scaler_peers,
         token=token,
         slots=slots,
         redis=redis,
@@ -107,6 +114,9 @@ def control(
     plans: Annotated[Path | None, Parameter(env_var="POLYOLO_PLANS")] = None,
     isolation: Literal["best-effort", "strict"] = "best-effort",
     converter: Annotated[str, Parameter(env_var="POLYOLO_CONVERTER")] = "",
+    listen: str = "",
+    driver: Literal["process", "kubernetes"] = "process",
+    cluster: Path | None = None,
 ) -> int:
     """Run the control plane on the Unix socket `run/control.sock` of its home.
 
@@ -131,10 +141,15 @@ def control(
         public_url: Where clients reach the platform; access tokens are issued for it.
         registration: Who may register: everybody (open), whoever was invited, or nobody (closed).
             [default: open if the public URL is of this machine, else invite]
+        listen: HOST:PORT for gateways of other machines, for a network of the platform's own.
+        driver: Where tenants' runtimes live: processes of this machine, or pods of the cluster
+            that KUBECONFIG or this pod's service account names.
+        cluster: What is known of that cluster (JSON, see docs/operations.md).
     """
     import uvloop
 
     from polyolo import telemetry
+    from polyolo.cli.cluster import in_cluster
     from polyolo.control.app import run
     from polyolo.control.plans import OFFERED, read
     from polyolo.control.settings import ControlSettings, Registration
@@ -155,8 +170,19 @@ def control(
         standard=standard_model.absolute(),
         plans=read(plans) if plans else OFFERED,
         strict_isolation=isolation == "strict",
+        listen=_address(listen),
+        **in_cluster(driver, cluster),
     )
     if token := os.environ.get("POLYOLO_GATEWAY_TOKEN"):
         settings = replace(settings, gateway_token=token)
     uvloop.run(run(settings))
     return 0
+
+
+def _address(written: str) -> tuple[str, int] | None:
+    if not written:
+        return None
+    host, _, port = written.rpartition(":")
+    if not port.isdigit():
+        raise InvalidValueError(f"--listen takes HOST:PORT, not {written}")
+    return host.strip("[]"), int(port)

@@ -252,6 +252,19 @@ def release(
 
 
 @app.command
+def render(tenant: str, /, *, door: AsOperator = OPERATOR) -> None:
+    """Print every Kubernetes object of a tenant (JSON, as `kubectl apply -f -` takes it).
+
+    Its keys are hidden: applied by hand, the Secret would be without them.
+
+    Args:
+        tenant: Its name or id.
+    """
+    with as_operator(door) as polyolo:
+        show_json(polyolo.render_tenant(tenant))
+
+
+@app.command
 def warm(tenant: str, /, *, door: AsOperator = OPERATOR) -> None:
     """Wake a tenant's runtime, so that its next request does not wait.
 

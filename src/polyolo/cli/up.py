@@ -15,6 +15,7 @@ import uvloop
 from cyclopts import Parameter
 
 from polyolo import models, telemetry, web
+from polyolo.cli.cluster import in_cluster
 from polyolo.cli.door import default_home
 from polyolo.cli.output import say
 from polyolo.cli.signin import NO_SIGN_IN, SECRET, SignIn
@@ -57,6 +58,8 @@ def up(
     trusted_proxies: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     release: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     sign_in: SignIn = NO_SIGN_IN,
+    driver: Literal["process", "kubernetes"] = "process",
+    cluster: Path | None = None,
 ) -> int:
     """Run the whole platform on this machine: control plane, gateway, tenants' runtimes.
 
@@ -99,6 +102,9 @@ def up(
             more. [default: nobody's]
         release: Another release of the runtimes' program, NAME=/path/to/python of an environment
             that it is installed in; repeat for more. See `polyolo releases`.
+        driver: Where tenants' runtimes live: processes of this machine, or pods of the cluster
+            that KUBECONFIG or this pod's service account names.
+        cluster: What is known of that cluster (JSON, see docs/operations.md).
     """
     die_with_parent()
     telemetry.configure_logging("control")
@@ -120,6 +126,7 @@ def up(
         plans=read(plans) if plans else OFFERED,
         strict_isolation=isolation == "strict",
         warm=warm,
+        **in_cluster(driver, cluster),
     )
     if redis:
         os.environ["POLYOLO_REDIS"] = redis  # for the gateway, off its command line
@@ -170,9 +177,7 @@ async def _run(
     settings = replace(settings, public_url=public_url or url)
     async with control.opened(settings) as plane:
         done = asyncio.Event()
-        serving = asyncio.create_task(
-            web.serve(plane.app, web.bind(path=settings.socket), stop=done)
-        )
+        serving = asyncio.create_task(control.serve(plane, done))
         arguments = (
             *("--listen", str(door.fileno()), "--control", f"unix:{settings.socket}"),
             *(("--tls-cert", str(tls.certificate), "--tls-key", str(tls.key)) if tls else ()),

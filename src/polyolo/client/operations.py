@@ -100,6 +100,14 @@ def delete_tenant(tenant: str) -> Call[None]:
     return delete(tenant_path(tenant))
 
 
+def render_tenant(tenant: str) -> Call[dict[str, Any]]:
+    """Return every Kubernetes object of a tenant as a `List`, its keys hidden. For the operator.
+
+    Raises NotFoundError, and ConflictError when the platform's runtimes are no pods.
+    """
+    return get(f"{tenant_path(tenant)}/manifests", read=one(dict[str, Any]))
+
+
 # --- Models -----------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from copy import copy
@@ -19,12 +18,23 @@ from starlette.types import ASGIApp
 
 import polyolo
 from polyolo import telemetry, web
-from polyolo.control import conversion, db, home, internal, names, problems, rotation
+from polyolo.control import (
+    conversion,
+    db,
+    handout,
+    home,
+    internal,
+    names,
+    places,
+    problems,
+    rotation,
+)
 from polyolo.control.admission import Admission, admit_standard
 from polyolo.control.adoption import adopt
 from polyolo.control.api import (
     accounts,
     limits,
+    manifests,
     models,
     oauth,
     privacy,
@@ -62,13 +72,9 @@ from polyolo.control.settings import ControlSettings
 from polyolo.control.throttle import Throttle
 from polyolo.control.trials import Trials
 from polyolo.control.witness import Keeper
-from polyolo.drivers.process import ProcessDriver
 from polyolo.sandbox.layers import Isolation
 from polyolo.sandbox.probe import probe
 from polyolo.sandbox.report import lacking
-
-_STARTS_A_CPU = 2
-"""Runtimes that start at once for each CPU: a start keeps one busy, but for reading files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +84,8 @@ class Control:
     settings: ControlSettings
     operator_key: str
     app: ASGIApp
+    files: ASGIApp
+    """What runtimes of other machines fetch their models from."""
     plane: Plane
     leader: Leader
 
@@ -105,6 +113,7 @@ def _described() -> FastAPI:
         privacy.routes,
         limits.routes,
         warming.routes,
+        manifests.routes,
         oauth.routes,
         oauth.platform,
         models.routes,
@@ -193,17 +202,7 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
     def begin(
         guarded: Ledger, leads: Callable[[], bool]
     ) -> tuple[Sequence[Worker], Callable[[], None]]:
-        driver = ProcessDriver(
-            settings.run,
-            settings.runtime_command,
-            environment=settings.runtime_environment,
-            releases=settings.releases,
-            drain_s=settings.drain_s,
-            warm=settings.warm,
-            isolation=isolation,
-            put=store.put,
-            key_of=lambda tenant: artifacts.key_of(guarded, vault, tenant).hex(),
-        )
+        place = places.opened(settings, guarded, vault, store, isolation)
         admission = Admission(
             guarded,
             store,
@@ -219,7 +218,7 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
         )
         reconciler = Reconciler(
             guarded,
-            driver,
+            place.driver,
             locate=store.uri,
             discard=admission.forget,
             erase=partial(
@@ -235,7 +234,8 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
             tell=tried.tell,
             told=changes.everywhere,
             workers=settings.workers,
-            starts=_STARTS_A_CPU * len(os.sched_getaffinity(0)),
+            starts=place.starts,
+            elastic=place.elastic,
         )
         workers: tuple[Worker, ...] = (reconciler, admission.workers, tried.workers)
         try:
@@ -244,9 +244,9 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
         except BaseException:
             for worker in workers:
                 worker.stop()
-            driver.close()
+            place.close()
             raise
-        return workers, driver.close
+        return workers, place.close
 
     leader = Leader(ledger, changes, identity(settings.home / "lock"), begin)
     stack.callback(leader.stop)
@@ -273,6 +273,7 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
         settings=settings,
         operator_key=operator_key,
         app=build(plane, leader, recorder),
+        files=handout.app(ledger, vault, store),
         plane=plane,
         leader=leader,
     )
@@ -314,8 +315,18 @@ def _objects(settings: ControlSettings) -> ObjectStore:
     return DirectoryStore(settings.artifacts)
 
 
+async def serve(control: Control, stop: asyncio.Event) -> None:
+    """Serve the control API on the home's socket, and on what else the settings name."""
+    settings = control.settings
+    listeners = [(control.app, web.bind(path=settings.socket))]
+    for app, address in ((control.app, settings.listen), (control.files, settings.hand_out)):
+        if address is not None:
+            listeners.append((app, web.bind(host=address[0], port=address[1])))
+    await asyncio.gather(*(web.serve(app, listener, stop=stop) for app, listener in listeners))
+
+
 async def run(settings: ControlSettings, *, stop: asyncio.Event | None = None) -> None:
-    """Serve the control API on the home's socket until SIGTERM or `stop`, then drain all."""
+    """Serve the control API until SIGTERM or `stop`, then drain all."""
     stop = stop or web.signalled()
     async with opened(settings) as control:
 
@@ -324,5 +335,5 @@ async def run(settings: ControlSettings, *, stop: asyncio.Event | None = None) -
             control.release()
 
         releasing = asyncio.create_task(release())
-        await web.serve(control.app, web.bind(path=settings.socket), stop=stop)
+        await serve(control, stop)
         releasing.cancel()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from polyolo import sealedfile, telemetry
@@ -18,11 +19,13 @@ from polyolo.errors import PolyoloError
 
 PLATFORM = ""
 """Stands for the platform in the place of a tenant's id."""
+PLATFORM_FOLDER = "platform"
+"""What its folder is called; no tenant's id: those begin with t_."""
 SCHEME = "object:"
 """What a VersionSpec's uri begins with where its file is to be fetched from the store."""
 
-_FOLDER = "platform"  # no tenant's id: those begin with t_
 _OFFSET = 12  # digits: a terabyte
+_UNREADABLE = "a tenant's own file cannot be read"
 
 
 class Artifacts:
@@ -101,9 +104,28 @@ class Artifacts:
             self._objects.place(name, target)
         except FileNotFoundError:
             tenant, _, digest = name.partition("/")
-            if self._elsewhere is None or tenant == _FOLDER:
+            if self._elsewhere is None or tenant == PLATFORM_FOLDER:
                 raise
             self._fetch(tenant, digest, target)
+
+    def handed_out(self, tenant: str, digest: str) -> Iterator[bytes]:
+        """Yield a model file as its runtime gets it from afar: sealed, the platform's own open.
+
+        One that its tenant keeps itself is sealed on the way, whatever is there now: the runtime
+        refuses another one. What cannot be had there raises FileNotFoundError.
+        """
+        try:
+            yield from self._objects.get(_name(tenant, digest))
+        except FileNotFoundError:
+            if self._elsewhere is None or tenant == PLATFORM:
+                raise
+            try:
+                plain = self._elsewhere(tenant, digest)
+                first = next(plain, b"")  # before anything is said of it
+            except (OSError, PolyoloError) as error:
+                self._log.warning(_UNREADABLE, tenant=tenant, error=str(error))
+                raise FileNotFoundError(f"nobody has {digest}") from None
+            yield from sealedfile.seal(self._key_of(tenant), digest, chain([first], plain))
 
     def _fetch(self, tenant: str, digest: str, target: Path) -> None:
         assert self._elsewhere is not None
@@ -125,7 +147,7 @@ class Artifacts:
                 target.write_bytes(b"")
                 self._log.warning("a tenant's own file was changed", tenant=tenant, digest=digest)
         except (OSError, PolyoloError) as error:
-            self._log.warning("a tenant's own file cannot be read", tenant=tenant, error=str(error))
+            self._log.warning(_UNREADABLE, tenant=tenant, error=str(error))
         finally:
             fresh.unlink(missing_ok=True)
 
@@ -172,7 +194,7 @@ class Artifacts:
             folder, *rest = entry.name.split("/")
             if not rest:
                 continue  # of an older release, see `adoption`
-            tenant = PLATFORM if folder == _FOLDER else folder
+            tenant = PLATFORM if folder == PLATFORM_FOLDER else folder
             what = rest[1] if rest[0] == "uploads" and len(rest) > 1 else rest[0]
             yield entry.name, tenant, what, entry.modified
 
@@ -182,7 +204,7 @@ class Artifacts:
 
 
 def _folder(tenant: str) -> str:
-    return tenant or _FOLDER
+    return tenant or PLATFORM_FOLDER
 
 
 def _name(tenant: str, digest: str) -> str:

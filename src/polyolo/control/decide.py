@@ -49,6 +49,9 @@ class Desired:
     generation: int = 0
     replicas: int = 1
     """Copies that there should be; 0: asleep."""
+    max_replicas: int = 0
+    """Most copies that the place may make of them by itself, by load; up to `replicas`: none
+    besides those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,14 +135,18 @@ def decide(
 
 def _too_many(desired: Desired, observed: RuntimeStatus) -> bool:
     running = observed.phase in (Phase.READY, Phase.STARTING, Phase.FAILED)
-    return running and (desired.replicas == 0 or len(observed.endpoints) > desired.replicas)
+    return running and (desired.replicas == 0 or len(observed.endpoints) > _most(desired))
+
+
+def _most(desired: Desired) -> int:
+    return max(desired.replicas, desired.max_replicas) if desired.replicas else 0
 
 
 def _shrink(
     desired: Desired, observed: RuntimeStatus, memory: Memory, now: float, *, told: bool
 ) -> Decision:
     """Take copies out of the gateways' sight, and end them once no gateway sends them anything."""
-    kept = observed.endpoints[: desired.replicas]
+    kept = observed.endpoints[: _most(desired)]
     status = replace(observed, endpoints=kept) if kept else _sleeping(desired)
     memory = replace(
         memory, withdrawn_at=now if memory.withdrawn_at is None else memory.withdrawn_at

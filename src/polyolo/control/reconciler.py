@@ -43,6 +43,7 @@ class Reconciler:
         told: Callable[[int], bool] = lambda _: True,
         workers: int = 8,
         starts: int = 1_000_000,
+        elastic: bool = False,
     ) -> None:
         """Prepare; nothing happens before `start`.
 
@@ -51,6 +52,8 @@ class Reconciler:
         once its rows are gone, and says whether nothing is left of it. leads: whether this control
         plane is the one that acts. tell: called with what is seen of each runtime. told: whether
         every gateway has a revision. starts: runtimes that start at once; the default is no bound.
+        elastic: the place itself adds copies by load, and takes them away again; what is decided
+        here is the fewest, and who sleeps.
         """
         self._ledger = ledger
         self._driver = driver
@@ -61,6 +64,7 @@ class Reconciler:
         self._told = told
         self._tell = tell
         self._starts = Starts(starts)
+        self._elastic = elastic
         self._memories: dict[str, Memory] = {}
         self._scales: dict[str, Scale] = {}
         self._revisions: dict[str, int] = {}
@@ -181,10 +185,12 @@ class Reconciler:
     def _desired(self, tenant: str, standing: Standing | None) -> Desired:
         if standing is None:
             return Desired(tenant=tenant, wanted=Wanted.GONE)
-        before = self._scales.get(tenant, Scale())
-        scale = scaled(standing.demand, before, now=time.monotonic(), wall=self._ledger.clock())
+        before, demand, most = self._scales.get(tenant, Scale()), standing.demand, 0
+        if self._elastic:
+            demand, most = replace(demand, most=0), demand.most
+        scale = scaled(demand, before, now=time.monotonic(), wall=self._ledger.clock())
         self._scales[tenant] = scale
-        return replace(standing.desired, replicas=scale.replicas)
+        return replace(standing.desired, replicas=scale.replicas, max_replicas=most)
 
     def _look(self, desired: Desired) -> tuple[RuntimeStatus | None, Decision]:
         tenant = desired.tenant

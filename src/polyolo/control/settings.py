@@ -12,6 +12,7 @@ from pathlib import Path
 from polyolo.control.passwords import Passwords
 from polyolo.control.plans import OFFERED
 from polyolo.control.provider import IdentityProvider
+from polyolo.drivers.kubernetes.settings import ClusterSettings
 from polyolo.errors import InvalidValueError
 from polyolo.types import Plan
 
@@ -66,7 +67,8 @@ class ControlSettings:
     compare_command: tuple[str, ...] = (sys.executable, "-m", "polyolo.serving", "compare")
     """What compares two versions of a model; the path of a file is added (see comparejob)."""
     releases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Commands that start runtimes of other releases, by name; as `runtime_command`."""
+    """Commands that start runtimes of other releases, by name; as `runtime_command`. In a cluster
+    they are images, see `cluster`."""
     converter: str = ""
     """What turns uploaded .pt files into ONNX: the Python of an environment of its own in which
     ultralytics is installed, or a command that takes the paths of an input and an output. It runs
@@ -80,6 +82,14 @@ class ControlSettings:
     """Where the model files are kept: a directory, or `s3://bucket/prefix` with the usual
     variables beside it (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL).
     Control planes that share a database share it too. Default: `artifacts` in the home."""
+    cluster: ClusterSettings | None = None
+    """The Kubernetes cluster whose pods the runtimes are. Default: none, they are processes of
+    this machine."""
+    listen: tuple[str, int] | None = None
+    """Address and port on which gateways of other machines reach the control API. Default: none,
+    a Unix socket in the home is enough for those of this machine."""
+    hand_out: tuple[str, int] | None = None
+    """Address and port on which runtimes of other machines fetch their model files."""
     workers: int = 8
     """Threads of the reconciler: so many tenants are brought into their desired state at once.
     They mostly wait for runtimes, so the number has little to do with the number of cores; a few
@@ -91,6 +101,11 @@ class ControlSettings:
     def __post_init__(self) -> None:
         if not 184 <= self.audit_days <= 365:
             raise InvalidValueError(f"the audit log is kept 184 to 365 days, not {self.audit_days}")
+
+    @property
+    def release_names(self) -> tuple[str, ...]:
+        """Return the releases of the runtimes' program that there are beside the platform's own."""
+        return tuple(self.releases if self.cluster is None else self.cluster.releases)
 
     @property
     def database_url(self) -> str:

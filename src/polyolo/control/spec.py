@@ -50,6 +50,7 @@ def runtime_spec(
         default_model=tenant.default_model or STANDARD,
         models=tuple(specs),
         replicas=max(1, plan.min_replicas),
+        max_replicas=plan.max_replicas,
         resources=plan.resources,
         release=release,
     )

@@ -35,6 +35,8 @@ def settings(arguments: list[str], environment: dict[str, str]) -> Settings:
     parser.add_argument(
         "--slots", type=int, default=0, help="detections inside runtimes at once; 0: no bound"
     )
+    parser.add_argument("--scaler", help="HOST:PORT on which KEDA asks, by gRPC in clear")
+    parser.add_argument("--scaler-peers", help="HOST:PORT behind which all gateways answer it")
     flags = parser.parse_args(arguments)
     token = environment.get("POLYOLO_GATEWAY_TOKEN")
     if not token:
@@ -48,6 +50,8 @@ def settings(arguments: list[str], environment: dict[str, str]) -> Settings:
         slots=flags.slots,
         redis=environment.get("POLYOLO_REDIS") or None,
         control=flags.control,
+        scaler=flags.scaler,
+        scaler_peers=flags.scaler_peers,
         token=token,
     )
 

@@ -34,6 +34,20 @@ class Activity:
         self._loads: dict[str, _Load] = {}
         self._taken = clock()
         self._some = asyncio.Event()
+        self._heard: Callable[[tuple[str]], None] = lambda _: None
+
+    def listen(self, heard: Callable[[tuple[str]], None]) -> None:
+        """Have `heard` told of a tenant whose first request has come in, or whose last has gone."""
+        self._heard = heard
+
+    def in_flight(self, tenant: str) -> int:
+        """Return how many requests a tenant has here now, those that are held too."""
+        load = self._loads.get(tenant)
+        return load.in_flight if load is not None else 0
+
+    def all_in_flight(self) -> dict[str, int]:
+        """Return the same of each tenant that has any."""
+        return {tenant: load.in_flight for tenant, load in self._loads.items() if load.in_flight}
 
     @contextmanager
     def of(self, tenant: str) -> Iterator[None]:
@@ -55,6 +69,8 @@ class Activity:
         load.area += load.in_flight * (now - load.since)
         load.in_flight += by
         load.since = now
+        if load.in_flight == max(by, 0):  # the first one, or none is left
+            self._heard((tenant,))
 
     def take(self) -> dict[str, float]:
         """Return the mean in flight since the last call, of all who had any."""

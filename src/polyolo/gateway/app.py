@@ -33,7 +33,8 @@ from polyolo.gateway.proxy import Exchange
 from polyolo.gateway.quotas import Quotas
 from polyolo.gateway.rates import Rates
 from polyolo.gateway.reception import Reception, Visit
-from polyolo.gateway.routing import Directory
+from polyolo.gateway.routing import Directory, Swap
+from polyolo.gateway.scaler import Peers, Scaler
 from polyolo.gateway.settings import Settings
 from polyolo.gateway.source import address_of, networks
 from polyolo.gateway.turns import Turn, Turns
@@ -203,6 +204,7 @@ class Gateway:
     http: ASGIApp
     grpc: GrpcDoor
     directory: Directory
+    scaler: Scaler | None = None
 
 
 @asynccontextmanager
@@ -216,11 +218,13 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     meter = Meter(ledger, metrics)
     turns = Turns(settings.slots, meter)
 
-    def swapped(directory: Directory, lost: bool) -> None:  # noqa: FBT001  # its one argument
+    def swapped(directory: Directory, swap: Swap) -> None:
         routes = directory.tenants
         rates.share(directory.gateways)
         rates.carry(routes.values())
-        if not lost:
+        if scaler is not None:
+            scaler.note(swap.changed)
+        if not swap.lost:
             return
         endpoints = {e for route in routes.values() for e in route.endpoints}
         detections.keep(endpoints)
@@ -237,6 +241,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     )
     detections = Detections(settings, directory, reception)
     calls = GrpcDoor(settings, directory, reception)
+    peers = Peers(settings.scaler_peers) if settings.scaler_peers else None
+    scaler = Scaler(directory, activity, peers) if settings.scaler else None
     tasks = [
         asyncio.create_task(routing.pull(directory, internal, settings.token)),
         asyncio.create_task(ledger.run()),
@@ -245,7 +251,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     try:
         app = door(detections, ControlApi(settings, control, reception), probes(directory, metrics))
         service = web.Service(app, access_log=settings.access_log)
-        yield Gateway(http=service, grpc=calls, directory=directory)
+        yield Gateway(http=service, grpc=calls, directory=directory, scaler=scaler)
     finally:
         directory.close()
         for task in tasks:
@@ -263,6 +269,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
         control.close()
         internal.close()
         await rates.close()
+        if peers is not None:
+            await peers.close()
 
 
 async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
@@ -279,12 +287,15 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
     async with gateway(settings) as doors:
         # Those who come meanwhile wait in the door: a second without anybody is no refusal.
         await doors.directory.informed(_FIRST_S)
-        server = await doors.grpc.open(host, port)
+        servers = [await doors.grpc.open(host, port)]
+        if doors.scaler is not None and settings.scaler is not None:
+            servers.append(await doors.scaler.open(settings.scaler))
         telemetry.logger("gateway").info("listening", address=(host, port), grpc_port=port + 1)
 
         async def drain() -> None:
             await stop.wait()
-            await server.stop(settings.drain_s)
+            door, *others = servers
+            await asyncio.gather(door.stop(settings.drain_s), *(one.stop(0) for one in others))
 
         serving = web.serve(
             doors.http,

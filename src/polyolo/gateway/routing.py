@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -31,6 +31,16 @@ _decode = msgspec.json.Decoder(Snapshot).decode
 _log = telemetry.logger("routing")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swap:
+    """What another snapshot has changed."""
+
+    lost: bool
+    """Whether a tenant, or an endpoint of one, is gone."""
+    changed: tuple[str, ...] = ()
+    """Tenants that are in another phase or state, those that are new or gone included."""
+
+
 class Directory:
     """The snapshot in force, indexed, and who waits for the next one. On the loop's thread."""
 
@@ -39,7 +49,7 @@ class Directory:
         settings: Settings,
         *,
         wake: Wake = nobody,
-        on_swap: Callable[[Directory, bool], None] | None = None,
+        on_swap: Callable[[Directory, Swap], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._waker = Waker(wake, self._woken)
@@ -88,7 +98,13 @@ class Directory:
         self.confirm()
         self._tell()
         if self._on_swap is not None:
-            self._on_swap(self, any(self._lost(route) for route in before))
+            moved = {*routes, *(route.tenant for route in before)}
+            for route in before:
+                now = self.tenants.get(route.tenant)
+                if now and (now.phase, now.state) == (route.phase, route.state):
+                    moved.discard(route.tenant)
+            lost = any(self._lost(route) for route in before)
+            self._on_swap(self, Swap(lost=lost, changed=tuple(moved)))
 
     def _lost(self, before: TenantRoute) -> bool:
         """Say whether a tenant, or an endpoint of it, is gone."""

@@ -66,6 +66,12 @@ class Settings:
     usage_buffer: int = 100_000
     """Usage records kept while the control plane is away, then the oldest are dropped and counted.
     Default 100,000: about 40 MB, and 15 minutes of 100 requests a second."""
+    scaler: str | None = None
+    """Address, HOST:PORT, on which KEDA asks by gRPC, in clear: for a network of the platform's
+    own. Default: none."""
+    scaler_peers: str | None = None
+    """Name behind which all gateways answer there, HOST:PORT of a headless service. Default:
+    there is no other gateway."""
     drain_s: float = 30.0
     """Seconds that requests in flight are given to finish after SIGTERM."""
     access_log: bool = True

@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--settings", type=Path, help="file with settings of models (JSON)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8800, help="TCP port to listen on")
+    parser.add_argument("--models", type=Path, help="directory for models that are fetched")
     parser.add_argument(
         "--stuck-after",
         type=float,
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     import uvloop
 
+    from polyolo.serving import fetch
     from polyolo.serving.app import run
     from polyolo.serving.settings import Settings
 
@@ -66,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
         key=os.environ.pop(KEY_VARIABLE, ""),  # not for the environment of any child
         host=asked.host,
         port=asked.port,
+        models=asked.models and asked.models.absolute(),
+        token=os.environ.pop(fetch.TOKEN, ""),  # not for the models' processes
         stuck_after_s=asked.stuck_after,
     )
     try:

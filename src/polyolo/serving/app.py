@@ -8,7 +8,6 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from starlette.routing import Router
@@ -17,6 +16,7 @@ from polyolo import telemetry, web
 from polyolo.serving import inference_rest, memory, process, rest
 from polyolo.serving.batcher import Capacity
 from polyolo.serving.cpus import usable_cpus
+from polyolo.serving.fetch import Files
 from polyolo.serving.loaded import LoadedModel
 from polyolo.serving.overrides import Overrides
 from polyolo.serving.repository import Repository
@@ -24,7 +24,7 @@ from polyolo.serving.runtime import Runtime
 from polyolo.serving.settings import Settings
 from polyolo.serving.spec import read_spec
 from polyolo.serving.wire import Opening
-from polyolo.types import ModelRef, VersionSpec
+from polyolo.types import ModelRef, RuntimeSpec, VersionSpec
 
 _DRAIN_S = 30.0  # what calls in flight are given, as web.serve gives requests
 _SHADOW = Capacity(streams=1)
@@ -43,6 +43,7 @@ async def run(settings: Settings) -> None:
     spec = None if settings.ahead else read_spec(settings.spec)
     key = settings.key
     overrides = Overrides(settings.settings, os.environ)
+    files = Files(settings.models, settings.token)
     metrics = telemetry.Metrics()
     capacity = Capacity(streams=usable_cpus())
     # What every model's process imports is imported before anybody knows whose model it will be.
@@ -52,7 +53,7 @@ async def run(settings: Settings) -> None:
         nonlocal ahead
         opening = Opening(
             ref=ModelRef(name=name, version=version.version),
-            path=version.uri,
+            path=str(files.path(version.uri)),
             digest=version.digest,
             key=key,
             classes=version.classes,
@@ -60,7 +61,7 @@ async def run(settings: Settings) -> None:
             streams=capacity.streams,
             engine=version.engine,
             precision=version.precision,
-            golden=version.golden,
+            golden=tuple(str(files.path(uri)) for uri in version.golden),
             input_size=version.input_size,
             gently=repository.serves,
         )
@@ -76,7 +77,7 @@ async def run(settings: Settings) -> None:
         return LoadedModel(opening, version, opened, capacity, settings.stuck_after_s)
 
     def weigh(version: VersionSpec, known: int, limit: int, pids: Sequence[int]) -> memory.Room:
-        return memory.room(Path(version.uri), known, limit, pids)
+        return memory.room(files.path(version.uri), known, limit, pids)
 
     def swapped(name: str) -> None:
         metrics.model_swaps.labels(repository.tenant, name).inc()
@@ -85,7 +86,11 @@ async def run(settings: Settings) -> None:
         nonlocal key
         key = given
 
-    repository = Repository(load, swapped, weigh, overrides.apply)
+    def taken(spec: RuntimeSpec) -> RuntimeSpec:
+        files.keep(spec)
+        return overrides.apply(spec)
+
+    repository = Repository(load, swapped, weigh, taken, files.bring)
     if spec is not None:
         repository.apply(spec)
     runtime = Runtime(repository=repository, metrics=metrics, unlock=unlock)
@@ -97,7 +102,7 @@ async def run(settings: Settings) -> None:
         return repository.not_ready()
 
     probes = web.probes(live=live, ready=ready, registry=metrics.registry)
-    routes = [*rest.routes(runtime), *inference_rest.routes(runtime), *probes]
+    routes = [*rest.routes(runtime, settings.token), *inference_rest.routes(runtime), *probes]
     app = web.Service(Router(routes, redirect_slashes=False), access_log=False)
     listener = web.bind(host=settings.host, port=settings.port, path=settings.socket)
     stop = web.signalled()

@@ -22,7 +22,7 @@ from polyolo.errors import (
 from polyolo.serving.loaded import LoadedModel
 from polyolo.serving.memory import Room
 from polyolo.serving.rollouts import OnTrial, Trials
-from polyolo.serving.shelf import Failure, Key, Loader, Shelf, Weigh
+from polyolo.serving.shelf import Failure, Fetch, Key, Loader, Shelf, Weigh, at_hand
 from polyolo.serving.spec import check, find, loads_ahead
 from polyolo.serving.spec import current as current_of
 from polyolo.types import (
@@ -71,9 +71,10 @@ class Repository:
         on_swap: Callable[[str], None],
         weigh: Weigh = lambda *_: Room(),
         override: Callable[[RuntimeSpec], RuntimeSpec] = lambda spec: spec,
+        fetch: Fetch = at_hand,
     ) -> None:
         """Hold nothing yet. override: has a say in every spec that is to be in force."""
-        self._shelf = Shelf(load, weigh, self)
+        self._shelf = Shelf(load, weigh, self, fetch)
         self._on_swap = on_swap
         self._override = override
         self._asked: RuntimeSpec | None = None  # before it was overridden
@@ -322,10 +323,12 @@ class Repository:
         for key in (self._wanted(model), None):
             key = key or self._wanted(model)
             first = model.name != spec.default_model and model.name not in self._current
-            if first and self._shelf.get(key) is None and self._shelf.room(key).short:
-                self._unloaded.add(key)  # nobody has asked for it yet, and others were faster
-                return
             try:
+                if first and self._shelf.get(key) is None:
+                    await self._shelf.fetch(key[1])
+                    if self._shelf.room(key).short:
+                        self._unloaded.add(key)  # nobody has asked for it, and others were faster
+                        return
                 loaded = self._shelf.get(key) or await self._shelf.load(key)
             except NotReadyError as error:  # the status says why
                 self._shelf.failures.setdefault(key, Failure(error.detail))

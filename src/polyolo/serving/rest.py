@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -12,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from polyolo.errors import TooLargeError
+from polyolo.errors import TooLargeError, UnauthenticatedError
 from polyolo.sealedfile import KEY_HEADER
 from polyolo.serving import params
 from polyolo.serving.budget import Share
@@ -25,13 +26,19 @@ _FORM_OVERHEAD = 64 * 1024  # bytes of a form around its picture: boundaries, he
 _SPEC_BYTES = 8 * 1024 * 1024  # a spec of 100 models with 1000 class names each is half of it
 
 
-def routes(runtime: Runtime) -> list[Route]:
-    """Return the routes of the REST surface."""
+def routes(runtime: Runtime, token: str = "") -> list[Route]:
+    """Return the routes of the REST surface. token: what opens /runtime; empty: no need of one."""
+
+    def check(request: HttpRequest) -> None:
+        said = request.headers.get("authorization", "")
+        if token and not hmac.compare_digest(said.encode(), f"Bearer {token}".encode()):
+            raise UnauthenticatedError("this is for the control plane only")
 
     async def detect(request: HttpRequest) -> Response:
         return await measured(runtime, partial(_detect, runtime, request))
 
     async def put_spec(request: HttpRequest) -> Response:
+        check(request)
         body = await read_body(request.receive, _SPEC_BYTES, request.headers.get("content-length"))
         spec = decode_json(body, RuntimeSpec)
         wait_s = params.read_timeout(request.headers.get("polyolo-timeout-ms"), 0.0)
@@ -41,7 +48,8 @@ def routes(runtime: Runtime) -> list[Route]:
         await runtime.repository.settled(spec.generation, wait_s)
         return json_response(runtime.repository.status(), 202)
 
-    async def get_status(_: HttpRequest) -> Response:
+    async def get_status(request: HttpRequest) -> Response:
+        check(request)
         return json_response(runtime.repository.status())
 
     return [

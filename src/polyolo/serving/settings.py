@@ -27,6 +27,11 @@ class Settings:
     """Address to listen on."""
     port: int = 8800
     """TCP port to listen on; gRPC listens on the port behind it."""
+    models: Path | None = None
+    """Directory for model files that the spec names by URL, as in a cluster; made when missing."""
+    token: str = field(default="", repr=False)
+    """What control and this runtime know each other by (POLYOLO_RUNTIME_TOKEN); empty: whoever
+    reaches its socket may tell it what to serve, as on one machine."""
     stuck_after_s: float = 10.0
     """Seconds on one batch after which a model counts as hung: the batch fails and the model's
     process is started again. Several times what the largest YOLO takes on one slow core."""

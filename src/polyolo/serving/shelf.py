@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,7 +39,14 @@ Weigh = Callable[[VersionSpec, int, int, Sequence[int]], Room]
 """Returns the room for one more version. Takes the version, the bytes that it is known to take
 (0: unknown), the bytes that the runtime may use (0: all), and the ids of its processes."""
 
+Fetch = Callable[[VersionSpec], Awaitable[None]]
+"""Has a version's files here. Raises NotReadyError."""
+
 log = telemetry.logger("shelf")
+
+
+async def at_hand(_: VersionSpec) -> None:
+    """Fetch nothing: all files are here; see Fetch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,8 @@ class Owner(Protocol):
 class Shelf:
     """Open versions, the least recently used first."""
 
-    def __init__(self, load: Loader, weigh: Weigh, owner: Owner) -> None:
+    def __init__(self, load: Loader, weigh: Weigh, owner: Owner, fetch: Fetch = at_hand) -> None:
+        self.fetch = fetch
         self._load = load
         self._weigh = weigh
         self._owner = owner
@@ -174,6 +182,7 @@ class Shelf:
         """Open a version when there is room for it. Raises PolyoloError, whatever goes wrong."""
         name, version = key
         try:
+            await self.fetch(version)  # or nobody knows how large it is
             async with self._one_at_a_time:
                 await self._make_room(key, unload=not background)
                 loaded = await self._load(name, version, background=background)

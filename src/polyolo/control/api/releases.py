@@ -24,7 +24,7 @@ Operator = Annotated[Asked, on_platform("releases:change")]
 def list_releases(asked: Operator) -> Response:
     """List the releases that there are, with how many tenants are on each."""
     plane = asked.plane
-    found = releases.every(plane.ledger, plane.settings.releases)
+    found = releases.every(plane.ledger, plane.settings.release_names)
     return json_response(ReleaseList(releases=found))
 
 
@@ -35,7 +35,7 @@ async def move_release(body: ReleaseMove, asked: Operator) -> Response:
     1 makes it the platform's release, 0 takes everybody back to it.
     """
     plane = asked.plane
-    known = plane.settings.releases
+    known = plane.settings.release_names
     await run_in_threadpool(releases.move, plane.ledger, asked.who, body.release, body.share, known)
     found = await run_in_threadpool(releases.every, plane.ledger, known)
     return json_response(ReleaseList(releases=found))
@@ -47,7 +47,7 @@ async def pin_release(
 ) -> Response:
     """Put one tenant's runtime on a release, or have it follow the platform again (null)."""
     plane = asked.plane
-    known = plane.settings.releases
+    known = plane.settings.release_names
     await run_in_threadpool(
         releases.pin, plane.ledger, asked.who, asked.tenant, body.release, known
     )

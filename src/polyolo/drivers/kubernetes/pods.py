@@ -1,0 +1,187 @@
+"""The pods of a runtime: what Kubernetes says of each, and what each says of itself."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from polyolo.drivers.kubernetes.naming import HTTP, RELEASE, Object
+from polyolo.types import Phase, RuntimeStatus
+
+ANSWER_S = 1.5
+"""Seconds that a runtime may take to answer; see the process driver, which gives it the same."""
+TOKEN = "POLYOLO_RUNTIME_TOKEN"  # noqa: S105  # a variable's name
+"""Variable with what proves to a runtime that it is control that speaks."""
+_ANSWER_BYTES = 1 << 20
+_HOPELESS = {
+    "CrashLoopBackOff": "its container ends by itself",
+    "ImagePullBackOff": "its image cannot be pulled",
+    "ErrImagePull": "its image cannot be pulled",
+    "InvalidImageName": "its image has no valid name",
+    "CreateContainerConfigError": "its container cannot be made",
+    "CreateContainerError": "its container cannot be made",
+    "RunContainerError": "its container cannot be started",
+}
+"""Reasons for which a container waits that time alone does not cure."""
+
+
+class State(StrEnum):
+    """Where one pod stands."""
+
+    STARTING = "starting"
+    READY = "ready"
+    FAILED = "failed"
+    LEAVING = "leaving"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """One replica of a runtime."""
+
+    name: str
+    state: State
+    address: str = ""
+    reason: str = ""
+    made: str = ""
+    """When, RFC 3339."""
+    release: str = ""
+
+    @property
+    def endpoint(self) -> str:
+        """Return where requests are sent."""
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"http://{host}:{HTTP}"
+
+
+def read_pod(found: Object) -> Pod:
+    """Return what Kubernetes says of a pod."""
+    metadata, status = found["metadata"], found.get("status", {})
+    pod = Pod(
+        name=metadata["name"],
+        state=State.STARTING,
+        address=status.get("podIP", ""),
+        made=metadata.get("creationTimestamp", ""),
+        release=metadata.get("annotations", {}).get(RELEASE, ""),
+    )
+    if metadata.get("deletionTimestamp"):
+        return replace(pod, state=State.LEAVING)
+    if status.get("phase") == "Failed":
+        reason = status.get("reason") or "its pod failed"
+        return replace(pod, state=State.FAILED, reason=f"its pod failed: {reason}")
+    for container in status.get("containerStatuses", ()):
+        if reason := _failure(container):
+            return replace(pod, state=State.FAILED, reason=reason)
+    conditions = {one["type"]: one for one in status.get("conditions", ())}
+    if pod.address and conditions.get("Ready", {}).get("status") == "True":
+        return replace(pod, state=State.READY)
+    scheduled = conditions.get("PodScheduled", {})
+    why = "its container is being started"
+    if scheduled.get("status") == "False":
+        why = f"no node takes it: {str(scheduled.get('message', ''))[:200]}"
+    return replace(pod, reason=why)
+
+
+def _failure(container: Mapping[str, Any]) -> str:
+    state = container.get("state", {})
+    waiting = state.get("waiting", {}).get("reason", "")
+    ended = state.get("terminated") or (
+        container.get("lastState", {}).get("terminated") if waiting == "CrashLoopBackOff" else None
+    )
+    if ended:
+        if ended.get("reason") == "OOMKilled":
+            return "it used more memory than its plan gives, and was stopped"
+        if ended.get("signal"):
+            return f"its process was killed by signal {ended['signal']}"
+        return f"its process exited with status {ended.get('exitCode', 0)}"
+    return _HOPELESS.get(waiting, "")
+
+
+def statuses(pods: Iterable[Pod], tenant: str, keys: Mapping[str, str]) -> dict[str, RuntimeStatus]:
+    """Ask ready pods for their status; return it by name, without those that do not answer."""
+    found = {}
+    for pod in pods:
+        if pod.state is State.READY:
+            said = _ask_twice(pod, keys)
+            if said is not None:
+                # A runtime speaks for itself only, and cannot say where it is reached.
+                found[pod.name] = replace(
+                    said, tenant=tenant, endpoints=(pod.endpoint,), release=pod.release
+                )
+    return found
+
+
+def tell(pod: Pod, document: bytes, keys: Mapping[str, str]) -> None:
+    """Push the spec document to a pod. Raises OSError when it does not take it."""
+    try:
+        code, _ = _ask(pod.address, "PUT", "/runtime/spec", keys, document)
+    except OSError as error:
+        raise OSError(f"the runtime did not take its spec: {error}") from None
+    if code >= 300:
+        raise OSError(f"the runtime refused its spec with status {code}")
+
+
+def _ask_twice(pod: Pod, keys: Mapping[str, str]) -> RuntimeStatus | None:
+    for _ in range(2):
+        try:
+            code, body = _ask(pod.address, "GET", "/runtime/status", keys)
+            if code == 200:
+                return msgspec.json.decode(body, type=RuntimeStatus)
+        except (OSError, ValueError, msgspec.DecodeError):
+            continue
+    return None
+
+
+def _ask(
+    address: str, method: str, target: str, keys: Mapping[str, str], body: bytes | None = None
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(address, HTTP, timeout=ANSWER_S)
+    headers = {"content-type": "application/json", "authorization": f"Bearer {keys.get(TOKEN, '')}"}
+    try:
+        connection.request(method, target, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(_ANSWER_BYTES)
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"no HTTP answer: {type(error).__name__}") from None
+    finally:
+        connection.close()
+
+
+def together(
+    tenant: str, pods: list[Pod], said: Mapping[str, RuntimeStatus], in_force: int, release: str
+) -> RuntimeStatus:
+    """Return the runtime's status from its pods'.
+
+    in_force: generation that the objects are of, 0 when they are not as they should be. release:
+    that the pods should be of; one that is of another follows nothing. READY with one replica that
+    answers; generation and models are those of the last to follow. The endpoints stand in the
+    order in which the pods were made, `reason` says what ails another one.
+    """
+    mute = [pod.name for pod in pods if pod.state is State.READY and pod.name not in said]
+    failed = [pod.reason for pod in pods if pod.state is State.FAILED]
+    ails = failed[0] if failed else "it does not answer" if mute else ""
+    answering = [
+        said[pod.name] if pod.release == release else replace(said[pod.name], observed_generation=0)
+        for pod in sorted(pods, key=lambda pod: (pod.made, pod.name))
+        if pod.name in said and said[pod.name].phase is Phase.READY
+    ]
+    if answering:
+        last = min(answering, key=lambda status: status.observed_generation)
+        return RuntimeStatus(
+            tenant=tenant,
+            phase=Phase.READY,
+            observed_generation=min(last.observed_generation, in_force),
+            endpoints=tuple(status.endpoints[0] for status in answering),
+            models=last.models,
+            reason=ails,
+            release=last.release,
+        )
+    if ails:
+        return RuntimeStatus(tenant=tenant, phase=Phase.FAILED, reason=ails)
+    reasons = [pod.reason for pod in pods if pod.state is State.STARTING]
+    reason = reasons[0] if reasons else "no pod of it is there yet"
+    return RuntimeStatus(tenant=tenant, phase=Phase.STARTING, reason=reason)

@@ -1,0 +1,251 @@
+"""What only a real cluster shows: real pods, their scaling, and that policies refuse.
+
+`make e2e-cluster`; see tests/e2e/cluster.py for what it needs. Times are printed, not judged.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from polyolo.drivers.kubernetes.naming import HTTP, OBJECT
+from polyolo.errors import PolyoloError
+from polyolo.models import bundled
+from polyolo.resources import Tenant
+from polyolo.types import Phase
+from tests.e2e.cluster import PLATFORM, ClusterPlatform, found, kubectl
+from tests.e2e.platform import eventually
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+_STRANGER = f"{PLATFORM}-stranger"
+
+
+@pytest.fixture(scope="module")
+def platform(cluster_platform: ClusterPlatform) -> ClusterPlatform:
+    return cluster_platform
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[[str, float], None]:
+    """Print a time, whatever else is captured."""
+
+    def say(what: str, seconds: float) -> None:
+        with capsys.disabled():
+            print(f"\n{what}: {seconds:.2f} s", flush=True)
+
+    return say
+
+
+def reaches(namespace: str, pod: str, host: str, port: int) -> bool:
+    """Say whether a pod can open a connection."""
+    asked = f"import socket; socket.create_connection(({host!r}, {port}), 2); print('connected')"
+    said = kubectl("-n", namespace, "exec", pod, "--", "python3", "-c", asked, check=False)
+    return "connected" in said
+
+
+def asleep(platform: ClusterPlatform, tenant: Tenant) -> None:
+    """Have a tenant's runtime sleep, and wait until no pod is left."""
+    with platform.operator() as operator:
+        operator.change_limits(tenant.id, {"idle_s": 3.0})
+
+        def none() -> bool:
+            status = operator.get_runtime(tenant.id)
+            pods = found("-n", platform.namespace(tenant), "pods")["items"]
+            return status.phase is Phase.ASLEEP and not pods
+
+        eventually(none, within=120, what="its last pod goes")
+
+
+def test_a_new_tenant_is_served(platform, board, told):
+    """From `tenants create` to the first boxes, on pods that were not there."""
+    started = time.monotonic()
+    _, client = platform.tenant("first")
+    with client:
+        answer = client.detect(board)
+    told("tenants create to first detection", time.monotonic() - started)
+    assert answer.detections
+
+
+def test_a_sleeping_one_is_woken_by_the_request_that_is_held(platform, board, told):
+    """No pod, one request, one answer; several times, since the first may warm caches."""
+    tenant, client = platform.tenant("sleeper")
+    with client:
+        client.detect(board)
+        for turn in range(3):
+            asleep(platform, tenant)
+            started = time.monotonic()
+            assert client.detect(board).detections
+            told(f"from zero pods to the held request's answer, {turn + 1}",
+                 time.monotonic() - started)  # fmt: skip
+
+
+def test_a_model_is_swapped_and_settings_are_in_force_at_once(platform, board, told):
+    """Pushed, used, rolled back; the pod stays the one it was."""
+    tenant, client = platform.tenant("swapper")
+    with client:
+        client.push_model("city", bundled("pcb", 1))
+        assert client.detect(board).model.version == 1
+        (pod,) = platform.pods(tenant)
+        started = time.monotonic()
+        client.push_model("city", bundled("pcb", 2))
+        client.use_model("city", 2)
+        assert client.detect(board).model.version == 2
+        told("push, use and first answer of another version", time.monotonic() - started)
+        started = time.monotonic()
+        client.change_settings("city", confidence=0.99)
+        eventually(lambda: not client.detect(board).detections, within=30, what="settings")
+        told("a change of settings in force", time.monotonic() - started)
+        assert [one["metadata"]["name"] for one in platform.pods(tenant)] == [
+            pod["metadata"]["name"]
+        ]
+
+
+def test_lasting_load_brings_another_pod(platform, board, told):
+    """With KEDA or an HPA it is theirs to say; without, control's."""
+    tenant, client = platform.tenant("busy")
+    with platform.operator() as operator:
+        operator.change_limits(tenant.id, {"max_replicas": 2, "idle_s": 600.0})
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            client.detect(board)
+
+    with client, ThreadPoolExecutor(8) as pool:
+        client.detect(board)
+        started = time.monotonic()
+        asking = [pool.submit(ask) for _ in range(8)]
+        try:
+            eventually(lambda: len(platform.pods(tenant)) == 2, within=180, what="a second pod")
+            told("from load to a second ready pod", time.monotonic() - started)
+        finally:
+            over.set()
+        for one in asking:
+            one.result()  # none was refused
+
+
+@contextmanager
+def listening(address: str) -> Iterator[int]:
+    """Listen on this machine for whoever may connect; yield the port."""
+    server = ThreadingHTTPServer((address, 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def stranger(image: str) -> Iterator[str]:
+    """Run a pod of somebody else's, in a namespace without policies; yield its name."""
+    home = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": _STRANGER}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "stranger", "namespace": _STRANGER},
+        "spec": {
+            "containers": [
+                {
+                    "name": "stranger",
+                    "image": image,
+                    "command": ["python3", "-c", "import time; time.sleep(3600)"],
+                }
+            ],
+            "terminationGracePeriodSeconds": 0,
+        },
+    }
+    both = {"apiVersion": "v1", "kind": "List", "items": [home, pod]}
+    kubectl("apply", "-f", "-", given=both)
+    try:
+        kubectl("-n", _STRANGER, "wait", "--for=condition=Ready", "pod/stranger", "--timeout=60s")
+        yield "stranger"
+    finally:
+        kubectl("delete", "namespace", _STRANGER, "--wait")
+
+
+def test_policies_refuse_and_nothing_else_does(platform, board):
+    """From inside a pod only its model files are reached; with the policies gone, all of it is.
+
+    The second half is what makes the first one say something. When control is back, so are they.
+    """
+    (one, asking), (other, asked) = platform.tenant("inside"), platform.tenant("neighbour")
+    homes = [platform.namespace(tenant) for tenant in (one, other)]
+    with asking, asked:
+        asking.detect(board), asked.detect(board)
+    (mine,), (theirs,) = platform.pods(one), platform.pods(other)
+    name, image = mine["metadata"]["name"], mine["spec"]["containers"][0]["image"]
+    neighbour = theirs["status"]["podIP"]
+    api = found("-n", "default", "service", "kubernetes")["spec"]
+    control = {part: platform.service(f"{PLATFORM}-control-{part}") for part in ("api", "models")}
+    with listening(platform.address) as port, stranger(image) as outsider:
+        outward = [
+            (neighbour, HTTP),
+            (api["clusterIP"], api["ports"][0]["port"]),
+            (platform.address, port),
+        ]
+        assert reaches(homes[0], name, control["models"], 8711)
+        refused = [*outward, (control["api"], 8710), ("169.254.169.254", 80)]
+        assert [way for way in refused if reaches(homes[0], name, *way)] == []
+        assert not reaches(_STRANGER, outsider, neighbour, HTTP)
+        kubectl("-n", PLATFORM, "scale", f"deployment/{PLATFORM}-control", "--replicas=0")
+        kubectl("-n", PLATFORM, "wait", "--for=delete", "pod", "-l",
+                "app.kubernetes.io/component=control", "--timeout=90s")  # fmt: skip
+        try:
+            for home in homes:
+                kubectl("-n", home, "delete", "networkpolicies", "--all")
+            for way in outward:
+                eventually(lambda: reaches(homes[0], name, *way), within=30,  # noqa: B023
+                           what=f"{way} without a policy")  # fmt: skip
+            eventually(lambda: reaches(_STRANGER, outsider, neighbour, HTTP), within=30,
+                       what="the neighbour without a policy")  # fmt: skip
+        finally:
+            kubectl("-n", PLATFORM, "scale", f"deployment/{PLATFORM}-control", "--replicas=2")
+            platform.rolled_out("control")
+        eventually(lambda: not any(reaches(homes[0], name, *way) for way in outward), within=60,
+                   what="control puts the policies back")  # fmt: skip
+        eventually(lambda: not reaches(_STRANGER, outsider, neighbour, HTTP), within=30,
+                   what="nobody comes in again")  # fmt: skip
+
+
+def test_changes_by_hand_are_put_right(platform, board):
+    """A Deployment that is deleted comes back, and the tenant is served."""
+    tenant, client = platform.tenant("meddled")
+    home = platform.namespace(tenant)
+    with client:
+        client.detect(board)
+        kubectl("-n", home, "delete", "deployment", OBJECT)
+        kubectl("-n", home, "delete", "resourcequota", OBJECT)
+        eventually(lambda: _served(client, board), within=60, what="it is served again")
+        eventually(lambda: found("-n", home, "resourcequota", OBJECT), within=30, what="its quota")
+
+
+def test_nothing_is_left_of_a_tenant(platform, board, told):
+    """Deleted, its namespace goes, and with it everything."""
+    tenant, client = platform.tenant("leaving")
+    home = platform.namespace(tenant)
+    with client:
+        client.detect(board)
+    started = time.monotonic()
+    with platform.operator() as operator:
+        operator.delete_tenant(tenant.id)
+    eventually(lambda: home not in platform.left(), within=120, what="its namespace goes")
+    told("tenants delete until nothing is left", time.monotonic() - started)
+    volumes = found("persistentvolumes")["items"]
+    assert [
+        one for one in volumes if one["spec"].get("claimRef", {}).get("namespace") == home
+    ] == []
+
+
+def _served(client, board) -> bool:
+    try:
+        return bool(client.detect(board).detections)
+    except PolyoloError:
+        return False
