@@ -264,9 +264,17 @@ def signalled() -> asyncio.Event:
 class _Server(uvicorn.Server):
     """uvicorn, with the signals left to `serve`, so that a drained process exits with 0."""
 
+    def __init__(self, config: uvicorn.Config, draining: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._draining = draining
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._draining()  # uvicorn itself looks for its end ten times a second
+        await super().shutdown(sockets)
 
 
 async def serve(
@@ -277,12 +285,14 @@ async def serve(
     drain_s: float = 30.0,
     tls: Tls | None = None,
     protocol: Callable[..., asyncio.Protocol] | None = None,
+    draining: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve `app` until `stop`, then finish what is in flight, and return.
 
     stop: SIGTERM or SIGINT when None. drain_s: seconds that requests in flight are given. tls:
     None for plain HTTP; else plain HTTP gets no answer, the connection is closed. protocol: makes
-    each connection's, in the place of uvicorn's for httptools.
+    each connection's, in the place of uvicorn's for httptools. draining: called when nothing more
+    is taken in, and what is in flight goes on.
     """
     config = uvicorn.Config(
         app,
@@ -306,7 +316,7 @@ async def serve(
         config.load()
         assert config.ssl is not None
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-    server = _Server(config)
+    server = _Server(config, draining)
     stop = stop or signalled()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     waiting = asyncio.create_task(stop.wait())

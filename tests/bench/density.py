@@ -92,6 +92,20 @@ class Fleet:
     def gateway(self) -> int:
         return children(self.control, named="polyolo.gateway")[0]
 
+    def memory(self) -> dict[str, int]:
+        """Return the MB of control and of the gateway."""
+        return {"control": round(memory(self.control)), "gateway": round(memory(self.gateway))}
+
+    def busy(self, seconds: float) -> dict[str, float]:
+        """Return the percentages of one CPU that both take during the next seconds."""
+        both = {"control": self.control, "gateway": self.gateway}
+        before = {name: seconds_of_cpu(pid) for name, pid in both.items()}
+        time.sleep(seconds)
+        return {
+            name: round((seconds_of_cpu(pid) - before[name]) / seconds * 100, 2)
+            for name, pid in both.items()
+        }
+
 
 def measured(fleet: Fleet, active: int, idle_s: float) -> dict[str, object]:
     """Return the figures of a platform whose tenants are all there."""
@@ -101,30 +115,16 @@ def measured(fleet: Fleet, active: int, idle_s: float) -> dict[str, object]:
     figures["start_up_s"] = fleet.start()
     figures["runtimes_after_start"] = fleet.runtimes()
     time.sleep(5)
-    before = seconds_of_cpu(fleet.control)
-    time.sleep(idle_s)
-    figures["control_idle_cpu_percent"] = round(
-        (seconds_of_cpu(fleet.control) - before) / idle_s * 100, 2
-    )
-    figures["idle_mb"] = {
-        "control": round(memory(fleet.control)),
-        "gateway": round(memory(fleet.gateway)),
-    }
+    figures["idle_cpu_percent"] = fleet.busy(idle_s)
+    figures["idle_mb"] = fleet.memory()
     chosen = random.Random(0).sample(sorted(fleet.keys), active)
     first = [fleet.detect(name) for name in chosen]
     again = [fleet.detect(name) for name in chosen for _ in range(5)]
     figures["first_answers_ms"] = [round(1e3 * seconds) for seconds in first]
     figures["answers_ms_p50"] = round(1e3 * statistics.median(again), 1)
     figures["runtimes_of_the_active"] = fleet.runtimes()
-    figures["active_mb"] = {
-        "control": round(memory(fleet.control)),
-        "gateway": round(memory(fleet.gateway)),
-    }
-    before = seconds_of_cpu(fleet.control)
-    time.sleep(idle_s)
-    figures["control_cpu_percent_with_the_active_awake"] = round(
-        (seconds_of_cpu(fleet.control) - before) / idle_s * 100, 2
-    )
+    figures["active_mb"] = fleet.memory()
+    figures["cpu_percent_with_the_active_awake"] = fleet.busy(idle_s)
     started = time.perf_counter()
     fleet.create("newcomer")
     fleet.detect("newcomer")

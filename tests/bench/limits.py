@@ -1,11 +1,12 @@
 """How exact rates are: ten times the limit, offered to two gateway processes by 200 keys.
 
-    python -m tests.bench.limits [--seconds 20] [--rate 10]
+    python -m tests.bench.limits [--seconds 30] [--rate 50]
 
-With Redis and without, in peace and with gateways killed and started again meanwhile. Printed is
-how many requests were let in, of how many the plans allow (the rate over the time, and the burst
-where the tenant may still have it), of all tenants together and of the worst single one. Control's
-own code keeps the tenants; the runtime behind the gateways answers with nothing.
+With Redis, where a redis-server is installed, and without; in peace, and with gateways killed and
+started again meanwhile. Printed is how many requests were let in, of how many the plans allow (the
+rate over the time, and the burst where the tenant may still have it), of all tenants together and
+of the worst single one. Control's own code keeps the tenants; the runtime behind the gateways
+answers with nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,8 +45,9 @@ from polyolo.control.service.vault import Vault
 from polyolo.types import Phase, Plan, RuntimeStatus
 from tests.e2e.platform import free_port
 from tests.integration.gateway_parts import served
+from tests.integration.redis_server import redis
 
-TENANTS, KEYS = 4, 50  # keys of each
+TENANTS, KEYS = 2, 100  # keys of each
 TOKEN = "gateway-token"
 
 
@@ -198,34 +201,32 @@ async def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         bench = Bench(home, args.rate)
-        redis = subprocess.Popen(  # noqa: ASYNC220  # before anything else runs
-            ["redis-server", "--port", "0", "--unixsocket", home / "redis.sock", "--save", ""],
-            stdout=subprocess.DEVNULL,
-        )
         try:
             async with AsyncExitStack() as stack:
+                ways: list[tuple[str, str | None]] = [("gateways", None)]
+                if shutil.which("redis-server"):
+                    stack.enter_context(redis(home))
+                    ways.append(("Redis", f"unix://{home}/redis.sock"))
                 stop = asyncio.Event()
                 await stack.enter_async_context(served(bench.app, stop, path=home / "control.sock"))
                 await stack.enter_async_context(served(runtime, stop, path=home / "runtime.sock"))
                 stack.callback(bench.changes.close)
-                for name, url in (("gateways", None), ("Redis", f"unix://{home}/redis.sock")):
+                for name, url in ways:
                     bench.redis = url
                     for restarts in (False, True):
                         whole, worst = await bench.measure(args.seconds, restarts=restarts)
                         what = "three restarts" if restarts else ""
                         table.add_row(name, what, f"{whole:.2%}", f"{worst:.2%}")
-                for number in bench.gateways.copy():
-                    await bench.end(number, signal.SIGTERM)
         finally:
-            redis.terminate()
-            redis.wait()
+            for number in bench.gateways.copy():
+                await bench.end(number, signal.SIGTERM)
     Console(width=100).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
-    parser.add_argument("--rate", type=float, default=10.0, help="of each tenant, a second")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
+    parser.add_argument("--rate", type=float, default=50.0, help="of each tenant, a second")
     uvloop.run(run(parser.parse_args()))
 
 

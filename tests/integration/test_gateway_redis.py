@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,30 +15,11 @@ from polyolo.errors import InvalidValueError
 from polyolo.gateway.rates import DETECTIONS, Rates
 from polyolo.types import Plan
 from tests.integration.gateway_parts import platform, route
+from tests.integration.redis_server import redis
 
 pytestmark = pytest.mark.skipif(
     shutil.which("redis-server") is None, reason="no redis-server on this machine"
 )
-
-
-@contextmanager
-def redis(home: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a Redis that keeps nothing, on a socket in `home`."""
-    socket = home / "redis.sock"
-    server = subprocess.Popen(
-        ["redis-server", "--port", "0", "--unixsocket", socket, "--save", "", "--dir", home],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 10
-        while not socket.exists():
-            assert time.monotonic() < deadline, "redis-server did not start"
-            time.sleep(0.01)
-        yield server
-    finally:
-        server.kill()
-        server.wait()
-        socket.unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -116,7 +116,10 @@ async def test_detections_go_on_while_control_is_away():
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 async def test_the_process_serves_drains_and_ends(how: signal.Signals):
-    """`python -m polyolo.gateway` gets ready, finishes what is in flight, hands over, exits 0."""
+    """`python -m polyolo.gateway` gets ready, finishes what is in flight, hands over, exits 0.
+
+    Meanwhile it hears of runtimes that are ready, but is no gateway any more that counts.
+    """
     slow = asyncio.Event()
 
     async def behave(seen, receive, send):
@@ -126,6 +129,7 @@ async def test_the_process_serves_drains_and_ends(how: signal.Signals):
 
     async with platform() as made:
         made.runtimes["a"].behave = behave
+        made.publish(route("b", None, Phase.STARTING))
         free = free_port()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "polyolo.gateway", "--port", str(free),
@@ -142,16 +146,25 @@ async def test_the_process_serves_drains_and_ends(how: signal.Signals):
                     assert process.returncode is None
                 await asyncio.sleep(0.05)
             late = asyncio.create_task(client.post("/v1/detect", content=b"x", headers=bearer("a")))
+            held = asyncio.create_task(client.post("/v1/detect", content=b"x", headers=bearer("b")))
             await until(lambda: made.runtimes["a"].requests)
+            while (
+                'in_flight{model="",tenant="tenant-b"} 1.0'
+                not in (await client.get("/metrics")).text
+            ):
+                await asyncio.sleep(0.01)
+            assert not any("&gateway=&" in poll for poll in made.control.polls)
             process.send_signal(how)
-            await asyncio.sleep(0)
+            await until(lambda: any("&gateway=&" in poll for poll in made.control.polls))
+            made.publish()
+            assert (await held).status_code == 200
             slow.set()
             assert (await late).text == "late"
         assert await process.wait() == 0
         log = (await process.stderr.read()).decode()
         assert '"tenant":"tenant-a"' in log
         assert bearer("a")["authorization"][7:] not in log
-        assert len(made.control.usage) == 1
+        assert len(made.control.usage) == 2
 
 
 async def test_wrong_usage_is_a_sentence():

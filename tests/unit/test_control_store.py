@@ -189,3 +189,16 @@ async def test_gateways_are_told_how_many_they_are():
     assert not careless.done()
     careless.cancel()
     await asyncio.gather(second, careless, return_exceptions=True)
+
+
+async def test_gateways_that_come_back_keep_their_shares():
+    """After control was killed the first one back is not alone; once it is plain, it is told."""
+    changes = Changes(5, back_s=0.2)
+    assert await changes.newer("a", -1, 2, 10)
+    assert changes.gateways() == 2
+    waiting = asyncio.create_task(changes.newer("a", 5, 2, 10))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    async with asyncio.timeout(2):
+        assert await waiting  # the other one is gone for good
+    assert changes.gateways() == 1

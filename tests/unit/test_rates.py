@@ -82,10 +82,11 @@ async def test_a_gateway_that_starts_gives_no_burst_to_those_it_knew():
     assert await granted([rates], plan(0.01, 50), 60, "old") == 0
     assert await granted([rates], plan(0.01, 50), 60, "new") == 50
     assert await granted([rates], plan(0.01, 50), 60, "free") == 50  # it had no rate then
-    later = Rates(clock=lambda: time.monotonic() + 1000.0)
-    later._started = time.monotonic()
+    later = Rates()
     later.carry([route("old", plan(0.05, 100))])
+    later._carried_at -= 1005.0  # 50 requests are there again, and a quarter of one
     assert await granted([later], plan(0.05, 100), 200, "old") == 50
+    assert 14 < (await take(later, plan(0.05, 100), "old")).retry_s <= 15
 
 
 async def test_shares_follow_the_number_of_gateways():

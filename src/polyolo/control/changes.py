@@ -10,14 +10,21 @@ from contextlib import suppress
 
 _PRESENT_S = 2.0
 """A gateway that has not asked again this long after an answer is not waited for."""
+_BACK_S = 6.0
+"""As long as gateways take at most to find a control plane that has been away."""
 
 
 class Changes:
     """The last revision, and who has it. `publish` from any thread, the rest on event loops."""
 
-    def __init__(self, revision: int) -> None:
-        """Begin with the revision that the database has."""
+    def __init__(self, revision: int, *, back_s: float = _BACK_S) -> None:
+        """Begin with the revision that the database has.
+
+        back_s: seconds in which gateways come back that another process knew before this one.
+        """
         self.revision = revision
+        self._back_by = time.monotonic() + back_s
+        self._before = 0
         self.closed = False
         self._lock = threading.Lock()
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = set()
@@ -65,6 +72,11 @@ class Changes:
         means that the gateway is gone.
         """
         now = time.monotonic()
+        if revision < 0 and gateways > self._before and now < self._back_by:
+            # It comes back from another process. Were it told that it is alone, it would have the
+            # shares of those that are about to come back too.
+            self._before = gateways
+            asyncio.get_running_loop().call_later(self._back_by - now + 0.01, self._wake)
         for name in [name for name, (_, gone) in self._gateways.items() if now > gone]:
             del self._gateways[name]
         mine = self._gateways[gateway] = (revision, float("inf"))  # here while it waits
@@ -82,9 +94,10 @@ class Changes:
         return found
 
     def gateways(self) -> int:
-        """Return how many gateways are present. Any thread."""
+        """Return how many gateways are present, or about to come back. Any thread."""
         now = time.monotonic()
-        return sum(bool(name) and now <= gone for name, (_, gone) in list(self._gateways.items()))
+        here = sum(bool(name) and now <= gone for name, (_, gone) in list(self._gateways.items()))
+        return max(here, self._before) if now < self._back_by else here
 
     async def at_gateways(self, revision: int, seconds: float) -> bool:
         """Wait until every gateway that is present has put `revision` in force."""

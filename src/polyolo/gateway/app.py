@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -204,6 +204,8 @@ class Gateway:
     http: ASGIApp
     grpc: GrpcDoor
     directory: Directory
+    leave: Callable[[], None]
+    """Counts this gateway no longer: it takes nothing more in, its share is for the others."""
     scaler: Scaler | None = None
 
 
@@ -243,15 +245,21 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     calls = GrpcDoor(settings, directory, reception)
     peers = Peers(settings.scaler_peers) if settings.scaler_peers else None
     scaler = Scaler(directory, activity, peers) if settings.scaler else None
+    name = telemetry.new_id()[:12]  # control waits for the gateways that it knows, and counts them
     tasks = [
-        asyncio.create_task(routing.pull(directory, internal, settings.token)),
+        asyncio.create_task(routing.pull(directory, internal, settings.token, name)),
         asyncio.create_task(ledger.run()),
         asyncio.create_task(activity.run(internal, settings.token)),
     ]
+
+    def leave() -> None:
+        tasks[0].cancel()  # what is in flight may wait for news still
+        tasks.append(asyncio.create_task(routing.pull(directory, internal, settings.token)))
+
     try:
         app = door(detections, ControlApi(settings, control, reception), probes(directory, metrics))
         service = web.Service(app, access_log=settings.access_log)
-        yield Gateway(http=service, grpc=calls, directory=directory, scaler=scaler)
+        yield Gateway(http=service, grpc=calls, directory=directory, leave=leave, scaler=scaler)
     finally:
         directory.close()
         for task in tasks:
@@ -304,6 +312,7 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
             drain_s=settings.drain_s,
             tls=settings.tls,
             protocol=connections.protocol,
+            draining=doors.leave,
         )
         await asyncio.gather(serving, drain())
     sweeping.cancel()

@@ -83,7 +83,6 @@ class Rates:
         Raises InvalidValueError for a URL that is none, or without the client for Redis.
         """
         self._clock = clock
-        self._started = clock()
         self._counts = store.MemoryStore(options={"MAX_SIZE": _KEYS})
         self._redis = None if redis is None else _opened(redis)
         self._away_until = -math.inf
@@ -92,6 +91,7 @@ class Rates:
         self._seen: dict[str, tuple[float, float]] = {}
         self._owed: dict[str, tuple[int, float]] = {}
         self._carried: set[str] | None = None
+        self._carried_at = 0.0
 
     def share(self, gateways: int) -> None:
         """Grant one of so many shares from now on, where each gateway counts for itself."""
@@ -104,6 +104,7 @@ class Rates:
         that a restart gives none anew. Only the first call counts: who comes later cannot have.
         """
         if self._carried is None:
+            self._carried_at = self._clock()
             self._carried = {
                 f"{DETECTIONS}:{route.tenant}" for route in routes if route.plan.requests_per_second
             }
@@ -160,10 +161,10 @@ class Rates:
     def _here(self, rule: Rule, key: str) -> RateLimitResult:
         if key in self._seen:  # what Redis said last is where we go on
             at, reset_after = self._seen.pop(key)
-            self._spend(rule, key, reset_after - (self._clock() - at))
+            self._full_at(rule, key, at + reset_after)
         if self._carried and key in self._carried:
             self._carried.discard(key)
-            self._spend(rule, key, rule.depth_s - (self._clock() - self._started))
+            self._full_at(rule, key, self._carried_at + rule.depth_s)
         result = rule.own.limit(key)
         if result.state.reset_after > rule.depth_s * 1.001:  # counted by a rate that was lower
             full = self._clock() + rule.depth_s
@@ -182,12 +183,15 @@ class Rates:
         self._owed[key] = owed - 1, since
         return True
 
-    def _spend(self, rule: Rule, key: str, seconds: float) -> None:
-        """Have so much of the burst be used that it takes these seconds to be there again."""
-        state = rule.own.peek(key)
-        cost = math.ceil((seconds - state.reset_after) / rule.interval_s)
-        if cost > 0:
-            rule.own.limit(key, min(cost, state.remaining))
+    def _full_at(self, rule: Rule, key: str, moment: float) -> None:
+        """Have the whole burst be there then at the soonest; so far off, that none of it is left.
+
+        Such a moment is all that the library keeps, so nothing is rounded to whole requests.
+        """
+        now = self._clock()
+        moment = min(moment, now + rule.depth_s)
+        if moment > max(now, float(self._counts.get(_PREFIX + key) or 0.0)):
+            self._counts.set(_PREFIX + key, moment, math.ceil(moment - now))
 
     def _rule(self, plan: Plan) -> Rule:
         rate = Fraction(plan.requests_per_second).limit_denominator(1000)

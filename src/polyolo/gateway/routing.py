@@ -207,15 +207,15 @@ class Directory:
         return None
 
 
-async def pull(directory: Directory, control: Upstream, token: str) -> None:
+async def pull(directory: Directory, control: Upstream, token: str, name: str = "") -> None:
     """Keep the directory up to date from control's long poll, until cancelled.
 
+    name: this gateway's, while it is one of those that share the rates.
     While control is away the last snapshot stays in force, and control is asked again after a
     pause that grows, with jitter so that several gateways do not ask at the same moment.
     """
     pause, longest = _BACK_OFF_S
     away = False
-    name = telemetry.new_id()[:12]  # control waits for the gateways that it knows
     while True:
         try:
             async with asyncio.timeout(_POLL_S):
