@@ -17,6 +17,7 @@ import socket
 import stat
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -149,11 +150,11 @@ def disks():
 
 
 def process_list():
-    return AIM["marker"] in "".join(
-        (entry / "cmdline").read_bytes().decode(errors="replace")
-        for entry in Path("/proc").glob("[0-9]*")
-        if int(entry.name) != os.getpid()
-    )
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended since
+            if AIM["marker"].encode() in (entry / "cmdline").read_bytes():
+                return True
+    return False
 
 
 def signal_neighbour():

@@ -142,7 +142,11 @@ def test_the_sandboxs_own_process_is_killed(driver, spec, home, isolation):
 
 
 def test_it_ends_with_its_platform(spec, home):
-    """A platform that is killed leaves no runtime behind, however early that happens."""
+    """A platform that is killed leaves no runtime behind, however early that happens.
+
+    Killed before the sandbox has let our code in, bubblewrap may leave the process that was to
+    become it: without a parent to wait for, it waits for ever. The next platform ends that one.
+    """
     program = """
 import sys
 from pathlib import Path
@@ -157,7 +161,8 @@ print("started", flush=True)
 input()
 """
     arguments = [str(home / "run"), " ".join(RUNTIME), msgspec.json.encode(spec).decode()]
-    for ready in (False, True):
+    left: list[kernel.Identity] = []
+    for moment in ("recorded", "inside", "ready"):
         with subprocess.Popen(
             [sys.executable, "-c", program, *arguments],
             stdin=subprocess.PIPE,
@@ -165,12 +170,19 @@ input()
         ) as platform:
             assert platform.stdout is not None
             assert platform.stdout.readline() == b"started\n"
+            assert not any(map(kernel.runs, left))
             document = json.loads((home / "run/t_a/runtime.json").read_text())
             process = kernel.Identity(pid=document["pid"], started=document["started"])
-            if ready:
+            if moment == "inside":
+                name = Path(f"/proc/{process.pid}/comm")
+                until(lambda name=name: name.read_text() != "bwrap\n")
+            elif moment == "ready":
                 until(lambda: (home / "run/t_a/io/runtime.sock").exists())
             platform.kill()
-        until(lambda process=process: not kernel.runs(process))
+        if moment == "recorded":
+            left.append(process)
+        else:
+            until(lambda process=process: not kernel.runs(process))
 
 
 def test_limits_change_while_it_runs(driver, spec, home, isolation):

@@ -116,6 +116,7 @@ def out_of_turn(seen: list[Seen], swaps: list[tuple[float, float, int]]) -> list
     ]
 
 
+@pytest.mark.timeout(300)  # a hundred processes start beside four clients that never pause
 def test_a_hundred_swaps_under_load_fail_no_request_and_keep_nothing(runtime: Runtime):
     """Each answer comes whole from the version that it names, which is the old or the new one;
     the memory of all processes together, the descriptors and the processes stay as many."""

@@ -100,9 +100,11 @@ class Groups:
                     _remove(path)
 
     def close(self) -> None:
-        """Remove what holds the groups, once they are removed."""
+        """Remove what holds this process's groups, unless there are some in it still."""
         for base in {hierarchy.base for hierarchy in self._hierarchies.values()}:
-            _remove(base / self._name)  # not at once: the kernel takes leave of groups in it later
+            holding = base / self._name
+            if not list(_directories(holding)):
+                _remove(holding)  # not at once: the kernel takes leave of groups in it later
 
 
 def _needed(name: str) -> bool:
