@@ -178,7 +178,6 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
     ledger.listeners.append(changes.publish)
     storages = Storages(ledger, vault)
     store = Artifacts(_objects(settings), partial(artifacts.key_of, ledger, vault), storages.file)
-    isolation = probe()
     converter = conversion.chosen(settings.converter)
     gate = Gate(ledger, store, vault, settings.compare_command, isolation)
     adopt(ledger, store, settings.artifacts)

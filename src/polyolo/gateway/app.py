@@ -74,6 +74,7 @@ class Detections:
                 await exchange.take_in(visit.leash)
                 _, visit.cold = await self._directory.pick_endpoint(visit.tenant)
                 async with visit.turn as turn:
+                    log["waited_ms"] = round(turn.waited_s * 1e3, 2)
                     await self._deliver(exchange, visit, turn)
             finally:
                 visit.status, visit.said = exchange.status, exchange.ours
