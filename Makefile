@@ -59,6 +59,7 @@ bench: install  ## Speed of one machine as ratios taken in one run
 	@$(BIN)/python -m tests.bench.speed --model yolov8n --connections 8 32
 	@$(BIN)/python -m tests.bench.overload
 	@$(BIN)/python -m tests.bench.swap
+	@$(BIN)/python -m tests.bench.neighbour
 	@$(BIN)/python -m tests.bench.auth
 	@$(BIN)/python -m tests.bench.sandbox
 	@$(BIN)/python -m tests.bench.kubernetes

@@ -2,9 +2,9 @@
 
 `python -m tests.bench.swap [--model FILE] PICTURE...` prints one JSON object. Two versions of the
 model, alike but for a comment, take turns; between two swaps as much time passes as a swap took,
-so that steady and swapping requests are measured in one run. The neighbour is another tenant's
-runtime with one connection; the loads that it must not feel are those of the first one, which
-serves nobody meanwhile.
+so that steady and swapping requests are measured in one run, on one runtime. The neighbour is
+another tenant of a whole platform, at 30 % of its share: alone and beside loads, which follow each
+other without a pause, in turns.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import uvloop
 
 from polyolo.serving.memory import own
 from tests.bench.load import Connection, request
+from tests.bench.neighbour import SCENARIOS, bench
 from tests.integration.runtime import SHARED, Runtime, eventually, picture, yolov8
 
 
@@ -111,6 +112,27 @@ def split(seen: Timed, swaps: list[tuple[float, float]]) -> dict[str, object]:
     }
 
 
+def neighbour(model: Path, seconds: float) -> dict[str, object]:
+    """Return how a tenant fares alone and beside another's loads, in turns."""
+    with bench(seconds, model) as made:
+        steady, beside = [], []
+        for _ in range(2):
+            steady.append(made.victim())
+            with made.attacked(SCENARIOS["hot swaps"]) as said:
+                beside.append(made.victim())
+        steady.append(made.victim())
+    usual = statistics.median(one["p99"] for one in steady)
+    loaded = statistics.median(one["p99"] for one in beside)
+    return {
+        "steady_p99_ms": [one["p99"] for one in steady],
+        "beside_loads_p99_ms": [one["p99"] for one in beside],
+        "p99_ratio": round(loaded / usual, 2),
+        "p50_ratio": round(beside[0]["p50"] / steady[0]["p50"], 2),
+        "success": min(one["success"] for one in beside),
+        "loads": said["done"],
+    }
+
+
 def memory_after(swaps: int) -> dict[str, float]:
     """Return what a runtime takes after a tenth of so many swaps, and after all of them."""
     runtime = Runtime()
@@ -142,31 +164,26 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=SHARED / "models/yolox_nano.onnx")
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--swaps", type=int, default=20)
-    parser.add_argument("--neighbour-swaps", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=15.0, help="of a neighbour's; 0: none")
     parser.add_argument("--many", type=int, default=500)
     args = parser.parse_args()
     pictures = args.pictures or sorted((SHARED / "photos").glob("*.jpg"))
     requests = [request(path.read_bytes(), "/v1/detect", None) for path in pictures]
     data = args.model.read_bytes()
     figures: dict[str, object] = {}
-    runtime, neighbour = Runtime(), Runtime()
+    runtime = Runtime()
     # Field 6 of an ONNX file is its comment; appended, it makes other bytes of the same model.
     runtime.add("bench", data, data + b"\x32\x01b")
-    neighbour.add("bench", data)
     try:
         runtime.start()
         own = Load(runtime, requests, args.connections)
         time.sleep(1.0)
         swaps = swap(runtime, args.swaps)
         figures = split(own.stop(), swaps)
-        neighbour.start()
-        other = Load(neighbour, requests, 1)
-        time.sleep(1.0)
-        swaps = swap(runtime, args.neighbour_swaps)
-        figures["neighbour"] = split(other.stop(), swaps)
     finally:
         runtime.close()
-        neighbour.close()
+    if args.seconds:
+        figures["neighbour"] = neighbour(args.model, args.seconds)
     if args.many:
         figures[f"memory_after_{args.many}_swaps"] = memory_after(args.many)
     json.dump(figures, sys.stdout)

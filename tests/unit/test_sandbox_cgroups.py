@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyolo.sandbox.cgroups import Group
-from polyolo.sandbox.hierarchies import find
+from polyolo.sandbox.hierarchies import accounts, find
 from polyolo.sandbox.layers import Layer
 
 OLD = "36 31 0:30 {root} {at} rw,relatime shared:9 - cgroup cgroup rw,{controller}\n"
@@ -106,3 +106,42 @@ def test_limits_of_version_1(tmp_path: Path):
     }
     (path / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
     assert made.killed_for_memory() == 1
+
+
+def test_weights_and_use_of_version_2(tmp_path: Path):
+    """A weight of 1 is the kernel's 100, within its bounds; use is in cpu.stat."""
+    path = tmp_path / "g"
+    made = group(path, "cpu.weight", "cgroup.procs")
+    for weight, written in ((16.0, "1600"), (1.0, "100"), (0.001, "1"), (1000.0, "10000")):
+        made.weigh(weight)
+        assert (path / "cpu.weight").read_text() == written
+    assert made.used_s() is None
+    (path / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\nsystem_usec 2\n")
+    assert made.used_s() == 1.5
+    made.add(42)
+    assert (path / "cgroup.procs").read_text() == "42"
+
+
+def test_weights_and_use_of_version_1(tmp_path: Path):
+    """A weight of 1 is 1024 shares there; use is counted in a hierarchy of its own."""
+    cpu, counted = tmp_path / "cpu", tmp_path / "cpuacct"
+    cpu.mkdir()
+    counted.mkdir()
+    (cpu / "cpu.shares").write_text("1024")
+    (cpu / "cpu.stat").write_text("nr_periods 0\nnr_throttled 0\n")
+    made = Group({Layer.CPU: cpu}, {cpu: tmp_path, counted: tmp_path})
+    made.weigh(16.0)
+    assert (cpu / "cpu.shares").read_text() == "16384"
+    assert made.used_s() is None
+    (counted / "cpuacct.usage").write_text("2500000000\n")
+    assert made.used_s() == 2.5
+
+
+def test_where_use_is_counted(process: Path, tmp_path: Path):
+    """In version 2 everywhere; in version 1 in its own hierarchy, where that may be used."""
+    show(process, NEW.format(root="/", at=tmp_path), "0::/\n")
+    assert accounts(process) is None
+    mounts = OLD.format(root="/", at=tmp_path / "acct", controller="cpuacct")
+    show(process, mounts, "2:cpuacct:/x\n")
+    assert accounts(process) is None  # a group there cannot be made
+    assert accounts(process / "missing") is None

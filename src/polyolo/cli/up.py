@@ -22,9 +22,12 @@ from polyolo.cli.signin import NO_SIGN_IN, SECRET, SignIn
 from polyolo.control import app as control
 from polyolo.control.plans import OFFERED, read
 from polyolo.control.settings import ControlSettings, Registration
+from polyolo.drivers.precedence import AHEAD
 from polyolo.errors import InvalidValueError
 from polyolo.gateway.source import checked
 from polyolo.lifeline import die_with_parent
+from polyolo.sandbox.cgroups import Group
+from polyolo.sandbox.layers import Isolation, Layer
 from polyolo.serving.cpus import usable_cpus
 from polyolo.tls import Tls, chosen, fingerprint, loopback, reachable
 
@@ -183,7 +186,10 @@ async def _run(
             *(("--tls-cert", str(tls.certificate), "--tls-key", str(tls.key)) if tls else ()),
             *flags,
         )
-        gateway = asyncio.create_task(_gateway(arguments, settings.gateway_token, door.fileno()))
+        group = _weighed(plane.plane.isolation)
+        gateway = asyncio.create_task(
+            _gateway(arguments, settings.gateway_token, door.fileno(), group)
+        )
         say(f"polyolo listens on {url}, for gRPC on {port + 1}")
         say(f"home {settings.home}")
         if tls is not None:
@@ -195,14 +201,37 @@ async def _run(
         gateway.cancel()  # the door first: what is in flight is answered, usage handed over
         with suppress(asyncio.CancelledError):
             await gateway
+        if group is not None:
+            group.remove()
         plane.release()
         done.set()
         await serving
     behind.close()
 
 
-async def _gateway(arguments: tuple[str, ...], token: str, door: int) -> None:
+def _weighed(isolation: Isolation) -> Group | None:
+    """Have this process weigh as much as one runtime, and return a control group for the gateway,
+    which goes before all: everybody waits for the door, and it works for a millisecond at a time.
+
+    None where there can be no control groups. They are removed with the others.
+    """
+    groups = isolation.groups
+    if groups is None or Layer.CPU not in isolation:
+        return None
+    try:
+        groups.join()
+        door = groups.make([Layer.CPU])
+        door.weigh(AHEAD * (os.cpu_count() or 1))
+    except OSError as error:
+        telemetry.logger("up").warning("the gateway does not go first", reason=str(error))
+        return None
+    return door
+
+
+async def _gateway(arguments: tuple[str, ...], token: str, door: int, group: Group | None) -> None:
     """Keep a gateway running until cancelled; then have it drain.
+
+    group: the control group that it is moved into.
 
     The door stays open meanwhile: connections of the moment between two gateways wait in it.
     """
@@ -223,6 +252,9 @@ async def _gateway(arguments: tuple[str, ...], token: str, door: int) -> None:
             env=environment,
             pass_fds=(door,),
         )
+        if group is not None:
+            with suppress(OSError):  # it has ended, or the group has: it goes without
+                group.add(child.pid)
         try:
             status = await child.wait()
         except asyncio.CancelledError:

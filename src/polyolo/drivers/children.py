@@ -21,11 +21,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from polyolo.drivers.precedence import Precedence
 from polyolo.drivers.rundir import Exit, RunDirectory
 from polyolo.sandbox import kernel
 from polyolo.sandbox.cgroups import Group
 from polyolo.sandbox.command import Place, command
-from polyolo.sandbox.confinement import Confinement
+from polyolo.sandbox.confinement import BACKGROUND, Confinement
 from polyolo.sandbox.kernel import Identity
 from polyolo.sandbox.layers import FIRST_USER, UNCONFINED, USERS, Isolation, Layer
 from polyolo.types import Resources
@@ -59,6 +60,8 @@ class Children:
         self._by_descriptor: dict[int, Child] = {}
         self._ends = select.epoll()
         self._reaping = threading.Lock()
+        self._precedence = Precedence(len(os.sched_getaffinity(0)))
+        self._weighing = threading.Lock()
         self._starter = ThreadPoolExecutor(1, "runtime-starter")
 
     def start(
@@ -89,6 +92,21 @@ class Children:
                         raise
                     kill(child.process)  # it uses more memory than it may now: it starts afresh
 
+    def weigh(self) -> None:
+        """Give the processor to those first who have used little of it since the last call."""
+        with self._weighing:
+            present = list(self._by_descriptor.values())
+            with suppress(OSError):  # one has just ended
+                self._precedence.look(
+                    [(one.directory.tenant, one.group) for one in present if one.group is not None]
+                )
+
+    def defer(self, tenant: str) -> None:
+        """Let all others go first: this tenant's processes are about to do what takes time."""
+        with self._weighing:
+            self._precedence.spend(tenant)
+        self.weigh()
+
     def of(self, tenant: str | None) -> list[Identity]:
         """Return the processes of a tenant, or those that are nobody's yet."""
         present = list(self._by_descriptor.values())
@@ -100,6 +118,7 @@ class Children:
             for child in self._by_descriptor.values():
                 if child.process == process:
                     child.directory = directory
+        self.weigh()
 
     def reap(self, timeout: float) -> set[str]:
         """Learn of ended processes for up to so many seconds; return whose they were.
@@ -159,6 +178,7 @@ class Children:
             memory_bytes=resources.memory_bytes,
             processes=resources.processes,
             cpus=resources.cpus,
+            weight=1.0 if directory.tenant is not None else BACKGROUND,
             file_bytes=_FILE_BYTES,
             open_files=_OPEN_FILES,
         )

@@ -120,6 +120,8 @@ class ProcessDriver:
             same = {n: one for n, one in seen.items() if here[n].release() == spec.release}
             stay = replicas.to_stay(same, spec.replicas)
             refusal: OSError | None = None
+            if stay:  # what they are told may be to open models
+                self._children.defer(spec.tenant)
             for number in stay:
                 try:
                     here[number].write_spec(spec, self._put)
@@ -155,9 +157,11 @@ class ProcessDriver:
     def wait(self, timeout: float) -> set[str]:
         """Wait for runtimes to end on their own, and return whose (see Driver).
 
-        Besides, it ends what drains for too long, and keeps warm processes ready.
+        Besides, it ends what drains for too long, keeps warm processes ready, and sees to it who
+        goes first where there is not enough processor time for all.
         """
         changed = self._children.reap(timeout)
+        self._children.weigh()
         for directory in list(self._ending.values()):
             self._go_on_ending(directory)
         if not self._closed:

@@ -75,6 +75,7 @@ class Detections:
                 await exchange.take_in(visit.leash)
                 _, visit.cold = await self._directory.pick_endpoint(visit.tenant)
                 async with visit.turn as turn:
+                    log["waited_ms"] = round(turn.waited_s * 1e3, 2)
                     forward = partial(self._forward, exchange, visit, turn)
                     await deliver(self._directory, visit, forward)
             finally:

@@ -73,16 +73,19 @@ class Turn:
     """Seconds inside that its tenant's tag tells of."""
     inside: bool = False
     """It keeps others out."""
+    waited_s: float = 0.0
 
     async def __aenter__(self) -> Self:
         """Wait for the turn. Raises OverloadedError if it is hopeless, now or later."""
         if self.turns.slots and not self.turns.enter(self):
             assert self.future is not None
+            since = self.turns.clock()
             try:
                 await self.future
             except BaseException:
                 self.turns.leave(self)
                 raise
+            self.waited_s = self.turns.clock() - since
         return self
 
     def end(self) -> None:

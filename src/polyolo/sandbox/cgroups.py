@@ -25,7 +25,7 @@ _GONE_S = 2.0
 """Seconds that the kernel is given to end the processes of a group."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """One group, in every hierarchy that there is, until `remove`. Any thread."""
 
@@ -47,6 +47,29 @@ class Group:
             else:
                 _write(path / "cpu.cfs_quota_us", quota or -1)
 
+    def weigh(self, weight: float) -> None:
+        """Have it get this many times the processor time of a group of weight 1, where both want
+        more than there is. It gets all of what nobody else wants. Raises OSError."""
+        if (path := self.directories.get(Layer.CPU)) is not None:
+            _weigh(path, weight)
+
+    def used_s(self) -> float | None:
+        """Return the seconds of processor time used so far; None where nobody counts them."""
+        for path in self.mounts:
+            with suppress(OSError):
+                return int((path / "cpuacct.usage").read_text()) / 1e9
+        for path in self.mounts:
+            with suppress(OSError, StopIteration):
+                lines = (path / "cpu.stat").read_text().splitlines()
+                used = next(line for line in lines if line.startswith("usage_usec "))
+                return int(used.split()[1]) / 1e6
+        return None
+
+    def add(self, pid: int) -> None:
+        """Move a process into it; what it starts from now on is in it too. Raises OSError."""
+        for path in self.mounts:
+            _write(path / "cgroup.procs", pid)
+
     def killed_for_memory(self) -> int:
         """Return how many of its processes the kernel has ended at the limit on memory."""
         if (path := self.directories.get(Layer.MEMORY)) is None:
@@ -66,10 +89,14 @@ class Group:
 class Groups:
     """Where this process makes groups. Any thread."""
 
-    def __init__(self, hierarchies: Mapping[Layer, Hierarchy]) -> None:
-        """Make nothing yet."""
+    def __init__(
+        self, hierarchies: Mapping[Layer, Hierarchy], accounts: Hierarchy | None = None
+    ) -> None:
+        """Make nothing yet. accounts: see `hierarchies.accounts`."""
         process = kernel.identify(os.getpid())
         self._hierarchies = hierarchies
+        self._accounts = accounts
+        self._own: Group | None = None
         self._name = f"polyolo-{process.pid}-{process.started}" if process else ""
 
     def make(self, layers: Collection[Layer]) -> Group:
@@ -79,20 +106,40 @@ class Groups:
         mounts: dict[Path, Path] = {}
         for layer, hierarchy in self._hierarchies.items():
             if layer in layers:
-                parent = hierarchy.base / self._name
-                if not parent.exists():
-                    parent.mkdir(exist_ok=True)
-                    _weigh(parent)
-                hierarchy.hand_down(parent)
-                directories[layer] = path = parent / name
+                directories[layer] = path = self._parent(hierarchy) / name
                 mounts[path] = hierarchy.mount
+        if Layer.CPU in directories and self._accounts is not None:
+            mounts[self._parent(self._accounts) / name] = self._accounts.mount
         for path in mounts:
             path.mkdir()
         return Group(directories, mounts)
 
+    def _parent(self, hierarchy: Hierarchy) -> Path:
+        """Return the group that all groups in a hierarchy are made in."""
+        parent = hierarchy.base / self._name
+        if not parent.exists():
+            parent.mkdir(exist_ok=True)
+            # One process for each core; it would have the weight of one.
+            _weigh(parent, os.cpu_count() or 1)
+        hierarchy.hand_down(parent)
+        return parent
+
+    def _everywhere(self) -> list[Hierarchy]:
+        accounts = () if self._accounts is None else (self._accounts,)
+        return [*self._hierarchies.values(), *accounts]
+
+    def _bases(self) -> set[Path]:
+        return {hierarchy.base for hierarchy in self._everywhere()}
+
+    def join(self) -> None:
+        """Move this process into a group among the others, with a weight of 1, until `close`.
+        Raises OSError."""
+        self._own = self.make([Layer.CPU])
+        self._own.add(os.getpid())
+
     def sweep(self) -> None:
         """Remove the groups of platforms that are gone, with what still runs in them."""
-        for base in {hierarchy.base for hierarchy in self._hierarchies.values()}:
+        for base in self._bases():
             for path in base.glob("polyolo-*-*"):
                 if not _needed(path.name):
                     for below in _directories(path):
@@ -101,7 +148,14 @@ class Groups:
 
     def close(self) -> None:
         """Remove what holds this process's groups, unless there are some in it still."""
-        for base in {hierarchy.base for hierarchy in self._hierarchies.values()}:
+        if self._own is not None:
+            for hierarchy in self._everywhere():
+                with suppress(OSError):
+                    _write(hierarchy.home / "cgroup.procs", os.getpid())
+            for path in self._own.mounts:
+                with suppress(OSError):
+                    path.rmdir()  # nothing more: `remove` would end this process
+        for base in self._bases():
             holding = base / self._name
             if not list(_directories(holding)):
                 _remove(holding)  # not at once: the kernel takes leave of groups in it later
@@ -131,12 +185,14 @@ def _limit_memory(path: Path, most: int) -> None:
             _write(file, most)
 
 
-def _weigh(parent: Path) -> None:
-    """Give the groups together the weight of one process for each core; they had that of one."""
-    cores = os.cpu_count() or 1
-    for name, weight in (("cpu.weight", min(100 * cores, 10_000)), ("cpu.shares", 1024 * cores)):
+def _weigh(path: Path, weight: float) -> None:
+    # In both versions, what a group has that nobody gave a weight is a weight of 1.
+    for name, one, least, most in (
+        ("cpu.weight", 100, 1, 10_000),
+        ("cpu.shares", 1024, 2, 1 << 18),
+    ):
         with suppress(FileNotFoundError):
-            _write(parent / name, weight)
+            _write(path / name, min(max(round(one * weight), least), most))
 
 
 def _remove(path: Path) -> bool:
@@ -174,7 +230,7 @@ def _directories(path: Path) -> Iterator[Path]:
 
 def _write(file: Path, value: object) -> None:
     # Not write_text: it would first ask for the file to be made.
-    descriptor = os.open(file, os.O_WRONLY)
+    descriptor = os.open(file, os.O_WRONLY | os.O_TRUNC)
     try:
         os.write(descriptor, str(value).encode())
     finally:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+BACKGROUND = 1 / 4
+"""The weight of what nobody waits for at this moment, beside what somebody does: small enough to
+be hardly felt, and large enough to come to its end on a machine that is never idle."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confinement:
@@ -32,6 +36,8 @@ class Confinement:
     """Processes and threads."""
     cpus: float = 0.0
     """Cores; 0: whatever is free."""
+    weight: float = 1.0
+    """Its share of the processor against other confined processes', where all want it."""
     cpu_s: int | None = None
     """Seconds of processor time of each process."""
     file_bytes: int | None = None

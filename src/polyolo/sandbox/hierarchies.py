@@ -36,6 +36,12 @@ class Hierarchy:
     unified: bool
     """Whether it is version 2, where one hierarchy is for all controllers."""
 
+    @property
+    def home(self) -> Path:
+        """The group that this process was found in, or put in by `find`."""
+        leaf = self.base / _LEAF
+        return leaf if self.unified and leaf.exists() else self.base
+
     def hand_down(self, group: Path) -> None:
         """Let the groups within a group be limited. Raises OSError."""
         if not self.unified:
@@ -56,8 +62,7 @@ def find(process: Path = Path("/proc/self")) -> tuple[dict[Layer, Hierarchy], di
     found: dict[Layer, Hierarchy] = {}
     missing: dict[Layer, str] = {}
     try:
-        mounts = [_Mount.read(line) for line in (process / "mountinfo").read_text().splitlines()]
-        groups = [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]
+        mounts, groups = _told(process)
     except OSError as error:
         return {}, dict.fromkeys(_CONTROLLERS, f"the kernel does not tell: {error.strerror}")
     for layer, controller in _CONTROLLERS.items():
@@ -71,6 +76,26 @@ def find(process: Path = Path("/proc/self")) -> tuple[dict[Layer, Hierarchy], di
         except OSError as error:
             missing[layer] = _said(error, place)
     return found, missing
+
+
+def accounts(process: Path = Path("/proc/self")) -> Hierarchy | None:
+    """Return where groups must be besides, for their processor time to be counted.
+
+    None: nowhere, since version 2 counts it for every group, or because this process may not.
+    """
+    with suppress(OSError):
+        mounts, groups = _told(process)
+        place = _place("cpuacct", groups, mounts)
+        if place is not None and not place.unified:
+            _try(place, ("cpuacct.usage",))
+            return place
+    return None
+
+
+def _told(process: Path) -> tuple[Sequence[_Mount], Sequence[Sequence[str]]]:
+    """Return what is mounted, and the process's groups as the kernel lists them."""
+    mounts = [_Mount.read(line) for line in (process / "mountinfo").read_text().splitlines()]
+    return mounts, [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]
 
 
 @dataclass(frozen=True, slots=True)

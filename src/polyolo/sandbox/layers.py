@@ -97,6 +97,7 @@ class Isolation:
             processes=confinement.processes,
             cpus=confinement.cpus,
         )
+        group.weigh(confinement.weight)
         return group
 
     def without(self, layers: Iterable[Layer], why: str = "switched off") -> Isolation:

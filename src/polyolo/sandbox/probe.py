@@ -44,7 +44,7 @@ def probe() -> Isolation:
         missing={**missing, **without},
         interpreter=interpreter(),
         bubblewrap=bubblewrap or "",
-        groups=Groups(places),
+        groups=Groups(places, hierarchies.accounts()),
     )
     if bubblewrap is None:
         found = found.without(NAMESPACES, "bubblewrap is not installed (the program bwrap)")
