@@ -228,6 +228,11 @@ class ModelStatus:
     rollout: RolloutStatus | None = None  # while it is on trial
 
 
+OUTDATED = -1
+"""The generation of a runtime that the platform's program before an upgrade has started: it
+serves until another one takes its place."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeStatus:
     """Observed state of one tenant's runtime."""
@@ -235,7 +240,7 @@ class RuntimeStatus:
     tenant: str
     phase: Phase
     observed_generation: int = 0
-    """Generation of the spec in force: loaded, or reported in `models` as failed."""
+    """Generation of the spec in force: loaded, or reported in `models` as failed; or OUTDATED."""
     endpoints: tuple[str, ...] = ()
     """Where to send requests: `unix:/path/to/socket` or `http://host:port`."""
     models: tuple[ModelStatus, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
@@ -62,6 +62,7 @@ from polyolo.control.settings import ControlSettings
 from polyolo.control.throttle import Throttle
 from polyolo.control.trials import Trials
 from polyolo.control.witness import Keeper
+from polyolo.drivers.children import Fork, Handle
 from polyolo.drivers.process import ProcessDriver
 from polyolo.sandbox.layers import Isolation
 from polyolo.sandbox.probe import probe
@@ -69,6 +70,9 @@ from polyolo.sandbox.report import lacking
 
 _STARTS_A_CPU = 2
 """Runtimes that start at once for each CPU: a start keeps one busy, but for reading files."""
+_ARRIVALS_S = 60.0
+"""For files to come in whole before another program goes on; one that takes longer is resumed."""
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,18 @@ class Control:
     app: ASGIApp
     plane: Plane
     leader: Leader
+
+    async def leave(self) -> None:
+        """End the work, so that the context can be left with the runtimes running on.
+
+        First waits for the files that come in, a minute at most, and for the jobs in hand; until
+        the end of that everything goes on.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ARRIVALS_S):
+                while self.plane.arrivals.any():  # noqa: ASYNC110  # nobody else asks
+                    await asyncio.sleep(_LOOK_S)
+        await asyncio.to_thread(self.leader.leave)
 
     def release(self) -> None:
         """Answer the gateways' long polls now, so that serving can end. Any thread."""
@@ -150,19 +166,51 @@ async def opened(settings: ControlSettings) -> AsyncIterator[Control]:
     for a newer release's database, PolyoloError when the standard model is refused.
     """
     stack = ExitStack()
+    loop = asyncio.get_running_loop()
+
+    def fork(begin: Callable[[], Handle]) -> Handle:
+        """Start a process on the loop's thread, which goes on when the program is another one."""
+
+        async def here() -> Handle:
+            return begin()
+
+        return asyncio.run_coroutine_threadsafe(here(), loop).result()
+
     try:
-        control = await asyncio.to_thread(_open, settings, stack)
+        control = await asyncio.to_thread(_open, settings, stack, fork)
         yield control
         control.release()
     finally:
         await asyncio.to_thread(stack.close)
 
 
-def _open(settings: ControlSettings, stack: ExitStack) -> Control:
+def rehearse(settings: ControlSettings) -> None:
+    """Do what a start does, beside the platform that runs and without a trace.
+
+    Raises what `opened` would.
+    """
+    isolation = _isolation(settings)
+    conversion.chosen(settings.converter)
+    home.operator_key(settings.home)
+    _objects(settings)
+    _described()
+    if isolation.groups is not None:
+        isolation.groups.close()
+    engine = db.open_engine(settings.database_url)
+    try:
+        migrate(engine, keep=False)
+    finally:
+        engine.dispose()
+
+
+def _open(settings: ControlSettings, stack: ExitStack, fork: Fork) -> Control:
     stack.enter_context(home.held(settings.home))
     operator_key = home.operator_key(settings.home)
     settings.run.mkdir(mode=0o700, exist_ok=True)
-    isolation = _isolation(settings, stack)
+    isolation = _isolation(settings)
+    if groups := isolation.groups:
+        stack.callback(groups.close)
+        groups.sweep()
     engine = db.open_engine(settings.database_url)
     stack.callback(engine.dispose)
     migrate(engine)
@@ -178,7 +226,6 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
     ledger.listeners.append(changes.publish)
     storages = Storages(ledger, vault)
     store = Artifacts(_objects(settings), partial(artifacts.key_of, ledger, vault), storages.file)
-    isolation = probe()
     converter = conversion.chosen(settings.converter)
     gate = Gate(ledger, store, vault, settings.compare_command, isolation)
     adopt(ledger, store, settings.artifacts)
@@ -204,6 +251,8 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
             isolation=isolation,
             put=store.put,
             key_of=lambda tenant: artifacts.key_of(guarded, vault, tenant).hex(),
+            fork=fork,
+            succeeds=settings.succeeds,
         )
         admission = Admission(
             guarded,
@@ -290,12 +339,9 @@ def _external(settings: ControlSettings, ledger: Ledger, vault: Vault) -> Extern
     )
 
 
-def _isolation(settings: ControlSettings, stack: ExitStack) -> Isolation:
-    """Return what confines processes here; end what a platform that was killed left running."""
+def _isolation(settings: ControlSettings) -> Isolation:
+    """Return what confines processes here. Raises OSError when that has to be more."""
     isolation = probe()
-    if groups := isolation.groups:
-        stack.callback(groups.close)
-        groups.sweep()
     if missing := lacking(isolation):
         said = "; ".join(missing)
         if settings.strict_isolation:

@@ -17,7 +17,7 @@ from polyolo.control.service.runtimes import Standing
 from polyolo.control.starts import Starts
 from polyolo.control.workqueue import WorkQueue
 from polyolo.drivers import Driver
-from polyolo.types import Phase, Plan, RuntimeStatus
+from polyolo.types import OUTDATED, Phase, Plan, RuntimeStatus
 
 _RETRY_S = 1.0
 """Until the next look after one that failed for a reason outside the runtime (database busy)."""
@@ -68,6 +68,7 @@ class Reconciler:
         self._told = told
         self._tell = tell
         self._starts = Starts(starts)
+        self._replacements = Starts(1)  # nobody waits for these: one by one
         self._queue = WorkQueue()
         self._memories: dict[str, Memory] = {}
         self._scales: dict[str, Scale] = {}
@@ -163,14 +164,19 @@ class Reconciler:
         status = decision.status
         if standing is not None and _is_news_of_failure(standing.recorded, status):
             runtimes.record(self._ledger, {tenant: status})  # first of all: the cure takes time
-        begins = decision.verb is Verb.APPLY and status.phase in (Phase.STARTING, Phase.FAILED)
-        if begins and not self._starts.may(tenant, time.monotonic()):
+        outdated = status.observed_generation == OUTDATED
+        turns = self._replacements if outdated else self._starts
+        begins = outdated or status.phase in (Phase.STARTING, Phase.FAILED)
+        begins = begins and decision.verb is Verb.APPLY
+        if begins and not turns.may(tenant, time.monotonic()):
             again: float | None = _TURN_S
         else:
             again, status = self._do(desired, decision, observed)
-        if status.phase is not Phase.STARTING:
-            for following in self._starts.over(tenant):
-                self._queue.put(following)
+        over = [] if status.phase is Phase.STARTING else self._starts.over(tenant)
+        if status.observed_generation != OUTDATED:
+            over += self._replacements.over(tenant)
+        for following in over:
+            self._queue.put(following)
         if decision.verb is Verb.FORGET or standing is None:
             return again
         if standing.recorded != status:

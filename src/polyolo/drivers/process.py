@@ -20,14 +20,15 @@ from pathlib import Path
 import msgspec
 
 from polyolo.drivers import replicas
-from polyolo.drivers.children import KILLED_S, Children, kill
+from polyolo.drivers.children import KILLED_S, Children, Fork, kill
 from polyolo.drivers.rundir import Put, RunDirectory, place
 from polyolo.drivers.unixhttp import ask
 from polyolo.drivers.warm import WarmPool
 from polyolo.sandbox import kernel
+from polyolo.sandbox.kernel import Identity
 from polyolo.sandbox.layers import UNCONFINED, Isolation
 from polyolo.sealedfile import KEY_HEADER, KEY_VARIABLE
-from polyolo.types import Phase, Resources, RuntimeSpec, RuntimeStatus
+from polyolo.types import OUTDATED, Phase, Resources, RuntimeSpec, RuntimeStatus
 
 ANSWER_S = 1.5
 """Seconds that a runtime may take to tell its status. Its event loop does nothing heavy, so this
@@ -63,6 +64,8 @@ class ProcessDriver:
         isolation: Isolation = UNCONFINED,
         put: Put = lambda uri, target: place(Path(uri), target),
         key_of: Callable[[str], str] | None = None,
+        fork: Fork | None = None,
+        succeeds: bool = False,
     ) -> None:
         """Hold the runtimes under `root`, one directory for each copy.
 
@@ -71,7 +74,8 @@ class ProcessDriver:
         of other releases. drain_s: seconds between SIGTERM and SIGKILL. warm: processes kept ready
         for tenants to come. isolation: what they are confined by. put: puts the model file of a
         `uri` in a runtime's directory; a path is linked or copied. key_of: a tenant's key for its
-        model files, in hex. Raises OSError when `root` cannot be used.
+        model files, in hex. fork: see Children. succeeds: this process was another program, whose
+        runtimes are OUTDATED but run on. Raises OSError when `root` cannot be used.
         """
         self._root = root.absolute()
         self._commands = {"": tuple(command), **(releases or {})}
@@ -91,10 +95,13 @@ class ProcessDriver:
         """When a copy that should have answered was asked last, and did not."""
         self._ending: dict[Path, RunDirectory] = {}
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._children = Children(isolation)
+        self._children = Children(isolation, fork)
+        self._outdated: set[Identity] = set()
         self._warm = WarmPool(warm, self._start_warm, self._answers)
         for directory in self._directories():
-            if directory.tenant is None:  # left by a platform that was killed
+            if succeeds:
+                self._inherit(directory)
+            if directory.tenant is None:  # of no use, or left by a platform that was killed
                 self._kill_in(directory)
                 directory.delete()
 
@@ -118,7 +125,7 @@ class ProcessDriver:
             looks = {number: self._observe(one) for number, one in here.items()}
             seen = {number: status for number, status in looks.items() if status is not None}
             same = {n: one for n, one in seen.items() if here[n].release() == spec.release}
-            stay = replicas.to_stay(same, spec.replicas)
+            stay, go_on = replicas.to_stay(same, seen, spec.replicas)
             refusal: OSError | None = None
             for number in stay:
                 try:
@@ -128,7 +135,7 @@ class ProcessDriver:
                 except OSError as error:
                     refusal = error
             missing = spec.replicas - len(stay)
-            for number in seen.keys() - stay:
+            for number in seen.keys() - stay - go_on:
                 if seen[number].phase not in (Phase.FAILED, Phase.ABSENT):
                     self._end_and_delete(here[number])
                 elif missing > 0:
@@ -224,8 +231,10 @@ class ProcessDriver:
             return None
         if status is None:
             return None
+        outdated = process in self._outdated
         return replace(  # a runtime speaks for itself only, and cannot say where it is reached
             status,
+            observed_generation=OUTDATED if outdated else max(0, status.observed_generation),
             tenant=directory.tenant or "",
             phase=Phase.READY if status.phase is Phase.READY else Phase.STARTING,
             endpoints=(f"unix:{directory.socket}",),
@@ -297,6 +306,16 @@ class ProcessDriver:
         directory.prepare()
         self._start(directory, Resources())
         return directory
+
+    def _inherit(self, directory: RunDirectory) -> None:
+        """Take over what another program has begun in a directory, when this process was that."""
+        process = directory.process()
+        if process is None or not kernel.runs(process) or not kernel.is_ours(process):
+            return
+        self._children.inherit(directory, process)
+        self._outdated.add(process)
+        if directory.kill_at() is not None:
+            self._ending[directory.path] = directory
 
     def _answers(self, directory: RunDirectory) -> bool:
         return self._ask(directory, _WARM_ANSWER_S) is not None

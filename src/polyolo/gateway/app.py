@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -222,8 +224,10 @@ class Gateway:
 async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """Build a gateway, keep its snapshot fresh and its usage flowing while the context lasts."""
     metrics, rates = telemetry.Metrics(), Rates(settings.redis)
-    control = Upstream(settings.control, limit=settings.control_connections)
-    internal = Upstream(settings.control)  # its own, so that public calls cannot crowd it out
+    # Not kept: none is to be in use while control closes what is idle, and becomes another one.
+    control = Upstream(settings.control, limit=settings.control_connections, keep=False)
+    # Its own, so that public calls cannot crowd it out.
+    internal = Upstream(settings.control, keep=False)
     quotas = Quotas()
     ledger = Ledger(settings, internal, metrics, quotas)
     meter = Meter(ledger, metrics)
@@ -232,7 +236,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     def swapped(directory: Directory, lost: bool) -> None:  # noqa: FBT001  # its one argument
         routes = directory.tenants
         rates.share(directory.gateways)
-        rates.carry(routes.values())
+        if settings.succeeds is None:
+            rates.carry(routes.values())
         if not lost:
             return
         endpoints = {e for route in routes.values() for e in route.endpoints}
@@ -251,7 +256,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     detections = Detections(settings, directory, reception)
     calls = GrpcDoor(settings, directory, reception)
     tasks = [
-        asyncio.create_task(routing.pull(directory, internal, settings.token)),
+        asyncio.create_task(routing.pull(directory, internal, settings.token, settings.door)),
         asyncio.create_task(ledger.run()),
         asyncio.create_task(activity.run(internal, settings.token)),
     ]
@@ -279,24 +284,40 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
 
 
 async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
-    """Serve until SIGTERM, SIGINT or `stop`, finish what is in flight, hand over the usage."""
+    """Serve until SIGTERM, SIGINT or `stop`, finish what is in flight, hand over the usage.
+
+    After SIGUSR2 it is for another one to serve who comes: this one takes no new connections, and
+    ends when those that it has are over. Raises OSError for an address that is taken,
+    NotReadyError when it cannot take over from another one.
+    """
     telemetry.configure_logging("gateway")
     if settings.listen is None:
         listener = web.bind(host=settings.host, port=settings.port)
     else:
         listener = socket.socket(fileno=settings.listen)
     host, port = listener.getsockname()[:2]
+    retire = web.signalled(signal.SIGUSR2) if stop is None else asyncio.Event()
     stop = stop or web.signalled()
     connections = Connections(room())
     sweeping = asyncio.create_task(connections.sweep())
     async with gateway(settings) as doors:
         # Those who come meanwhile wait in the door: a second without anybody is no refusal.
         await doors.directory.informed(_FIRST_S)
+        if settings.succeeds is not None and (why := doors.directory.distrust()):
+            raise NotReadyError(why)  # the other one still serves
         server = await doors.grpc.open(host, port)
+        if settings.succeeds is not None:
+            os.write(settings.succeeds, b"\n")
+            os.close(settings.succeeds)
         telemetry.logger("gateway").info("listening", address=(host, port), grpc_port=port + 1)
 
         async def drain() -> None:
-            await stop.wait()
+            waiting = {asyncio.create_task(event.wait()) for event in (stop, retire)}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for one in waiting:
+                one.cancel()
+            if not stop.is_set():
+                await doors.grpc.renewed(stop)
             await server.stop(settings.drain_s)
 
         serving = web.serve(
@@ -304,6 +325,7 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
             listener,
             stop=stop,
             drain_s=settings.drain_s,
+            retire=retire,
             tls=settings.tls,
             protocol=connections.protocol,
         )

@@ -186,15 +186,17 @@ class Directory:
         return None
 
 
-async def pull(directory: Directory, control: Upstream, token: str) -> None:
+async def pull(directory: Directory, control: Upstream, token: str, door: str = "") -> None:
     """Keep the directory up to date from control's long poll, until cancelled.
 
     While control is away the last snapshot stays in force, and control is asked again after a
-    pause that grows, with jitter so that several gateways do not ask at the same moment.
+    pause that grows, with jitter so that several gateways do not ask at the same moment. door:
+    see Settings.
     """
     pause, longest = _BACK_OFF_S
     away = False
-    name = telemetry.new_id()[:12]  # control waits for the gateways that it knows
+    own = telemetry.new_id()[:12]  # control waits for the gateways that it knows
+    name = f"{door or own}.{own}"
     while True:
         try:
             async with asyncio.timeout(_POLL_S):

@@ -74,21 +74,33 @@ class Groups:
 
     def make(self, layers: Collection[Layer]) -> Group:
         """Return a new group for these layers, without limits. Raises OSError."""
-        name = secrets.token_hex(4)
-        directories: dict[Layer, Path] = {}
-        mounts: dict[Path, Path] = {}
-        for layer, hierarchy in self._hierarchies.items():
-            if layer in layers:
-                parent = hierarchy.base / self._name
-                if not parent.exists():
-                    parent.mkdir(exist_ok=True)
-                    _weigh(parent)
-                hierarchy.hand_down(parent)
-                directories[layer] = path = parent / name
-                mounts[path] = hierarchy.mount
-        for path in mounts:
+        wanted = {at: one for at, one in self._hierarchies.items() if at in layers}
+        for hierarchy in wanted.values():
+            parent = hierarchy.base / self._name
+            if not parent.exists():
+                parent.mkdir(exist_ok=True)
+                _weigh(parent)
+            hierarchy.hand_down(parent)
+        group = self._named(secrets.token_hex(4), wanted)
+        for path in group.mounts:
             path.mkdir()
-        return Group(directories, mounts)
+        return group
+
+    def of(self, pid: int) -> Group | None:
+        """Return the group that this process, or what it was before, has made for another one."""
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+                parent, name = Path(line).parent.name, Path(line).name
+                if parent == self._name:
+                    group = self._named(name, self._hierarchies)
+                    there = {at: path for at, path in group.directories.items() if path.exists()}
+                    mounts = {path: group.mounts[path] for path in there.values()}
+                    return Group(there, mounts)
+        return None
+
+    def _named(self, name: str, hierarchies: Mapping[Layer, Hierarchy]) -> Group:
+        own = {layer: one.base / self._name / name for layer, one in hierarchies.items()}
+        return Group(own, {own[layer]: one.mount for layer, one in hierarchies.items()})
 
     def sweep(self) -> None:
         """Remove the groups of platforms that are gone, with what still runs in them."""
@@ -100,8 +112,10 @@ class Groups:
                     _remove(path)
 
     def close(self) -> None:
-        """Remove what holds the groups, once they are removed."""
+        """Remove what holds the groups, once they are removed; not while anything runs in one."""
         for base in {hierarchy.base for hierarchy in self._hierarchies.values()}:
+            if any(_members(group) for group in _directories(base / self._name)):
+                return
             _remove(base / self._name)  # not at once: the kernel takes leave of groups in it later
 
 
