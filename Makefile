@@ -51,6 +51,7 @@ bench: install  ## Speed of one machine as ratios taken in one run
 	@$(BIN)/python -m tests.bench.swap
 	@$(BIN)/python -m tests.bench.auth
 	@$(BIN)/python -m tests.bench.sandbox
+	@$(BIN)/python -m tests.bench.chaos --kills 20
 
 PROTO := polyolo/serving/inference
 

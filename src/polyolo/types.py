@@ -247,6 +247,8 @@ class RuntimeStatus:
     reason: str = ""
     """Why the phase is not ready, for a person to read; else empty."""
     release: str = ""  # of its program, as in the spec that it was started with
+    retry_at: int = 0
+    """Unix time of the next start of one that has failed; 0: it is being started."""
 
 
 # --- The door: what a gateway knows, and what it reports --------------------------------------
@@ -299,6 +301,7 @@ class TenantRoute:
     plan: Plan
     phase: Phase
     endpoints: tuple[str, ...] = ()
+    retry_at: int = 0  # as in the runtime's status
     images_used: int = 0  # as control knew then; only where the plan has images_per_month
     month: str = ""  # of images_used, UTC: 2026-01
 

@@ -202,7 +202,9 @@ async def _run(
         if tls is not None:
             say(f"certificate {tls.certificate}, SHA-256 {fingerprint(tls)}")
         if await _until(serving, stop, upgrade, gateways):
+            telemetry.logger("up").info("the next gateway serves; control ends what it has in hand")
             await plane.leave()
+            telemetry.logger("up").info("control's calls wait for the next program")
             plane.release()
             leaving.set()
             await asyncio.wait({serving}, timeout=_CALLS_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -74,6 +75,7 @@ class Reconciler:
         self._scales: dict[str, Scale] = {}
         self._revisions: dict[str, int] = {}
         """Of each tenant's last change."""
+        self._epoch = ledger.clock() - time.monotonic()
         self._stopping = threading.Event()
         self._log = telemetry.logger("reconciler")
         names = [f"reconciler-{number}" for number in range(workers)]
@@ -179,6 +181,7 @@ class Reconciler:
             self._queue.put(following)
         if decision.verb is Verb.FORGET or standing is None:
             return again
+        status = self._dated(status)
         if standing.recorded != status:
             runtimes.record(self._ledger, {tenant: status})
         if observed is not None:
@@ -222,6 +225,13 @@ class Reconciler:
         memory = self._memories.get(tenant, Memory())
         told = self._told(self._revisions.get(tenant, 0))
         return observed, decide(desired, observed, memory, time.monotonic(), told=told)
+
+    def _dated(self, status: RuntimeStatus) -> RuntimeStatus:
+        """Return what to tell, with the time at which a start is due that is being put off."""
+        due = self._memories.get(status.tenant, Memory()).restart_at
+        if status.phase is not Phase.FAILED or due is None:
+            return status
+        return replace(status, retry_at=math.ceil(due + self._epoch))
 
     def _act(self, desired: Desired, decision: Decision) -> None:
         tenant = desired.tenant

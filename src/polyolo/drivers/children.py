@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from polyolo.drivers.inherited import Inherited
@@ -110,21 +109,21 @@ class Children:
                 alive=self._alive,
                 group=group,
             )
-            begin = partial(
-                subprocess.Popen[bytes],
-                command(self._isolation, confinement, program, where),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=directory.path,
-                env={
-                    "PYTHONSAFEPATH": "1",
-                    "TMPDIR": str(where.temporary(self._isolation)),
-                    **environment,
-                },
-                pass_fds=(self._alive, *((tell,) if self._isolation.wrapped else ())),
-                start_new_session=True,  # a Ctrl-C at the platform's terminal is not for it
-            )
+            argv = command(self._isolation, confinement, program, where)
+            variables = {"PYTHONSAFEPATH": "1", "TMPDIR": str(where.temporary(self._isolation))}
+
+            def begin() -> Handle:
+                return subprocess.Popen(  # noqa: S603  # the operator's own command
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=directory.path,
+                    env={**variables, **environment},
+                    pass_fds=(self._alive, *((tell,) if self._isolation.wrapped else ())),
+                    start_new_session=True,  # a Ctrl-C at the platform's terminal is not for it
+                )
+
             handle = self._fork(begin)
             undo.pop_all()
             telling.close()

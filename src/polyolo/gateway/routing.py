@@ -25,6 +25,7 @@ from polyolo.types import KeyEntry, Phase, RuntimeStatus, Snapshot, TenantRoute
 
 _LOOK_S = 0.25  # between two looks of a request that waits, at most
 _POLL_S = 30.0  # control answers a long poll after 20 s at the latest
+_PUT_OFF_S = 30.0  # control puts a start off for so long at most; its clock may be another one
 _BACK_OFF_S = (0.05, 5.0)  # first and longest pause while control is away
 
 _decode = msgspec.json.Decoder(Snapshot).decode
@@ -105,7 +106,9 @@ class Directory:
         route = self.tenants.get(tenant)
         if route is None:
             return True
-        self.tenants[tenant] = replace(route, phase=status.phase, endpoints=status.endpoints)
+        self.tenants[tenant] = replace(
+            route, phase=status.phase, endpoints=status.endpoints, retry_at=status.retry_at
+        )
         self._tell()
         try:
             return self._endpoint(tenant) is not None
@@ -182,7 +185,11 @@ class Directory:
         if route.phase is Phase.READY and route.endpoints:
             return self.endpoints.least_busy(route.endpoints)
         if route.phase in (Phase.FAILED, Phase.STOPPING):
-            raise NotReadyError("the tenant's runtime is restarting; come again shortly")
+            # Nobody waits for one that fails: the circuit is open until it has answered again.
+            put_off = min(max(1.0, route.retry_at - time.time()), _PUT_OFF_S)
+            raise NotReadyError(
+                "the tenant's runtime is restarting; come again shortly", retry_after=put_off
+            )
         return None
 
 
