@@ -63,6 +63,7 @@ bench: install  ## Speed of one machine as ratios taken in one run
 	@$(BIN)/python -m tests.bench.auth
 	@$(BIN)/python -m tests.bench.sandbox
 	@$(BIN)/python -m tests.bench.kubernetes
+	@$(BIN)/python -m tests.bench.chaos --kills 20
 
 PROTOS := polyolo/serving/inference polyolo/gateway/externalscaler
 

@@ -5,8 +5,13 @@ Importing it costs about 15 MB and 20 ms: only modules that speak gRPC do.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,8 +25,15 @@ from polyolo.web import Probe
 Context = Any
 """grpc.aio.ServicerContext; grpcio ships no types."""
 
+_CHOOSE = 51  # SO_ATTACH_REUSEPORT_CBPF of asm-generic/socket.h
+_RETURN = 0x06  # BPF_RET | BPF_K of linux/bpf_common.h
+
 Handle = Callable[[Any, Context, str], Awaitable[Any]]
 """Answers a call: request (or an iterator of messages), context, request id."""
+
+RENEWED_S = 60.0
+"""Age at which a server on a shared port asks for another connection; the library takes a tenth
+more or less."""
 
 HEALTH = "grpc.health.v1.Health"
 
@@ -90,16 +102,52 @@ def server(handlers: Iterable[Any], *, max_bytes: int, shared_port: bool = False
     """Return a server (grpc.aio.Server) that does not listen yet.
 
     max_bytes: largest message that it takes. shared_port: other processes of this user may listen
-    on its port too.
+    on its port too, and connections are renewed every minute, so that one that takes over gets
+    them without a call lost; a server that is stopped refuses calls that are on their way.
     """
     made = grpc.aio.server(
         options=(
             ("grpc.max_receive_message_length", max_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", int(shared_port)),
+            *((("grpc.max_connection_age_ms", int(RENEWED_S * 1000)),) if shared_port else ()),
         )
     )
     made.add_generic_rpc_handlers(tuple(handlers))
+    return made
+
+
+def newest_first(port: int) -> bool:
+    """Have new connections to a port that two processes listen on come to the later one only.
+
+    Where this process is that one, or alone, or will be the earlier. Returns whether the kernel
+    does that (Linux); without, either gets some of them.
+    """
+    told = False
+    for entry in Path("/proc/self/fd").glob("*"):
+        with suppress(OSError), closing(_socket(int(entry.name))) as listener:
+            if listener.getsockname()[1] == port and listener.getsockopt(
+                socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+            ):
+                # It chooses by number, from 0. Where there is no second, all go to the first.
+                choice = ctypes.create_string_buffer(struct.pack("=HBBI", _RETURN, 0, 0, 1))
+                program = struct.pack("@HP", 1, ctypes.addressof(choice))
+                listener.setsockopt(socket.SOL_SOCKET, _CHOOSE, program)
+                told = True
+    return told
+
+
+def _socket(descriptor: int) -> socket.socket:
+    """Return a socket by another descriptor. Raises OSError for anything else."""
+    copy = os.dup(descriptor)
+    try:
+        made = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+    if made.family not in (socket.AF_INET, socket.AF_INET6):
+        made.close()
+        raise OSError("not of the internet")
     return made
 
 

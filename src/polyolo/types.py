@@ -183,11 +183,9 @@ class RuntimeSpec:
     default_model: str
     """Name of the model that answers when a request names none."""
     models: tuple[ModelSpec, ...]
-    replicas: int = 1
-    """Copies of the runtime, 0: asleep."""
+    replicas: int = 1  # copies of the runtime, 0: asleep
     max_replicas: int = 0
-    """Most copies that there may be, where the place itself adds some by load; up to `replicas`: no
-    more than those."""
+    """Most copies where the place itself adds some by load; up to `replicas`: no more."""
     resources: Resources = field(default_factory=Resources)
     release: str = ""
     """Release of the runtime's program; empty: the platform's own."""
@@ -231,6 +229,11 @@ class ModelStatus:
     rollout: RolloutStatus | None = None  # while it is on trial
 
 
+OUTDATED = -1
+"""The generation of a runtime that the platform's program before an upgrade has started: it
+serves until another one takes its place."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeStatus:
     """Observed state of one tenant's runtime."""
@@ -238,13 +241,15 @@ class RuntimeStatus:
     tenant: str
     phase: Phase
     observed_generation: int = 0
-    """Generation of the spec in force: loaded, or reported in `models` as failed."""
+    """Generation of the spec in force: loaded, or reported in `models` as failed; or OUTDATED."""
     endpoints: tuple[str, ...] = ()
     """Where to send requests: `unix:/path/to/socket` or `http://host:port`."""
     models: tuple[ModelStatus, ...] = ()
     reason: str = ""
     """Why the phase is not ready, for a person to read; else empty."""
     release: str = ""  # of its program, as in the spec that it was started with
+    retry_at: int = 0
+    """Unix time of the next start of one that has failed; 0: it is being started."""
 
 
 # --- The door: what a gateway knows, and what it reports --------------------------------------
@@ -297,6 +302,7 @@ class TenantRoute:
     plan: Plan
     phase: Phase
     endpoints: tuple[str, ...] = ()
+    retry_at: int = 0  # as in the runtime's status
     images_used: int = 0  # as control knew then; only where the plan has images_per_month
     month: str = ""  # of images_used, UTC: 2026-01
 

@@ -39,6 +39,9 @@ from polyolo.tls import HSTS, Tls
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that hung up; never sent, only counted
 
+_LOOK_S = 0.1
+"""Between two looks whether all connections are over."""
+
 T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
@@ -252,13 +255,13 @@ def reserve(host: str, port: int) -> socket.socket:
     return held
 
 
-def signalled() -> asyncio.Event:
-    """Return an event that SIGTERM or SIGINT sets from now on."""
-    stop = asyncio.Event()
+def signalled(*numbers: signal.Signals) -> asyncio.Event:
+    """Return an event that these signals set from now on; SIGTERM and SIGINT when none is named."""
+    event = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
+    for number in numbers or (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, event.set)
+    return event
 
 
 class _Server(uvicorn.Server):
@@ -283,13 +286,17 @@ async def serve(
     *,
     stop: asyncio.Event | None = None,
     drain_s: float = 30.0,
+    retire: asyncio.Event | None = None,
     tls: Tls | None = None,
     protocol: Callable[..., asyncio.Protocol] | None = None,
     draining: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve `app` until `stop`, then finish what is in flight, and return.
 
-    stop: SIGTERM or SIGINT when None. drain_s: seconds that requests in flight are given. tls:
+    stop: SIGTERM or SIGINT when None. drain_s: seconds that requests in flight are given. retire:
+    set when somebody else listens on the same socket: from then on no new connections are taken,
+    and those that are there are told with the next answer to make another one; when all have
+    ended, that is a stop. None is closed while its client may be about to send a request. tls:
     None for plain HTTP; else plain HTTP gets no answer, the connection is closed. protocol: makes
     each connection's, in the place of uvicorn's for httptools. draining: called when nothing more
     is taken in, and what is in flight goes on.
@@ -320,8 +327,25 @@ async def serve(
     stop = stop or signalled()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     waiting = asyncio.create_task(stop.wait())
-    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    retiring = asyncio.create_task(_retired(server, listener, retire or asyncio.Event()))
+    await asyncio.wait({serving, waiting, retiring}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+    retiring.cancel()
     server.should_exit = True
     with suppress(asyncio.CancelledError):
         await serving
+
+
+async def _retired(server: uvicorn.Server, listener: socket.socket, retire: asyncio.Event) -> None:
+    """Wait for the event, then take no new connections, and return once none is left."""
+    await retire.wait()
+    while not server.started:  # noqa: ASYNC110  # the server tells nobody
+        await asyncio.sleep(_LOOK_S)
+    for listening in server.servers:
+        listening.close()
+    listener.close()
+    farewell = [(b"connection", b"close")]
+    server.config.encoded_headers += farewell  # what the server makes its headers of each second
+    server.server_state.default_headers = [*server.server_state.default_headers, *farewell]
+    while server.server_state.connections:  # noqa: ASYNC110  # neither
+        await asyncio.sleep(_LOOK_S)

@@ -2,8 +2,10 @@
 
 `python -m tests.bench.chaos [--kills 200] [--seed 0]` prints one JSON object: for each kind of
 victim how long until every tenant is served again, how many requests failed, of whom, and whether
-any process was left over or any bystander was hit. Ends with status 1 if something went wrong that
-must not.
+any process was left over or any bystander was hit. Now and then an upgrade is begun instead, which
+kills nothing, and the next kills come while it is under way. Ends with status 1 if something went
+wrong that must not: a neighbour's request failed that was not on what was killed, or anything was
+left over or hit.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ from polyolo.models import sample_boards
 from tests.e2e.platform import Platform, eventually, processes_below
 
 RUNTIME, MODEL, GATEWAY, PLATFORM = "runtime", "model", "gateway", "platform"
+UPGRADE = "upgrade"
+
+_AT_ONCE_S = 0.05
+"""A request sent so soon after a gateway's end may still use a connection to it."""
 
 
 @dataclass
@@ -59,9 +65,12 @@ class Load:
                 self.outcomes.append((sent, time.monotonic(), status))
                 self._stop.wait(0.02 if status == 200 else 0.1)
 
-    def failed(self, since: float) -> int:
-        """Return how many requests that were over after a moment have failed."""
-        return sum(status != 200 for _, over, status in self.outcomes if over >= since)
+    def failed(self, since: float, sent: float = 0.0) -> int:
+        """Return how many requests that were over after a moment have failed. sent: when at the
+        earliest."""
+        return sum(
+            status != 200 for began, over, status in self.outcomes if over >= since and began > sent
+        )
 
     def serves(self, since: float) -> bool:
         """Say whether a request that was sent after a moment was answered well."""
@@ -150,21 +159,26 @@ class Chaos:
         pid = self.pid(kind, name)
         time.sleep(self.random.uniform(0.0, 0.1))
         at = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGUSR2 if kind == UPGRADE else signal.SIGKILL)
         if kind == PLATFORM:
             self.platform.restarted()
         took = self.settled(at, within=30)
         self.took.setdefault(kind, []).append(took)
         seen = self.failures.setdefault(kind, Counter())
         for other, load in self.loads.items():
-            whose = "its own" if other == name else "others'"
-            seen[whose if kind in (RUNTIME, MODEL) else "all"] += load.failed(at)
+            if kind in (RUNTIME, MODEL):
+                seen["its own" if other == name else "others'"] += load.failed(at)
+            elif kind == PLATFORM:
+                seen["all"] += load.failed(at)
+            else:
+                seen["in flight"] += load.failed(at) - load.failed(at, at + _AT_ONCE_S)
+                seen["others'"] += load.failed(at, at + _AT_ONCE_S)
 
     def pid(self, kind: str, name: str) -> int:
         """Return the process to kill."""
         process = self.platform.process
         assert process is not None
-        if kind == PLATFORM:
+        if kind in (PLATFORM, UPGRADE):
             return process.pid
         if kind == GATEWAY:
             commands = dict(processes_below(self.platform.home))
@@ -199,6 +213,9 @@ class Chaos:
             "requests": sum(len(load.outcomes) for load in self.loads.values()),
             "failed": {kind: dict(seen) for kind, seen in self.failures.items()},
             "left_over": self.left_over(),
+            "upgraded": self.platform.log().count("listens on")
+            - 1
+            - len(self.took.get(PLATFORM, ())),
             "bystanders_hit": sum(one.poll() is not None for one in self.bystanders),
         }
 
@@ -221,8 +238,10 @@ def run(
         stack.callback(platform.close)
         platform.start()
         chaos = Chaos(platform, stack, tenants, seed)
-        for _ in range(kills):
-            chaos.kill(kinds(chaos.random))
+        while kills:
+            kind = kinds(chaos.random)
+            chaos.kill(kind)
+            kills -= kind != UPGRADE
         return chaos.figures()
 
 
@@ -233,7 +252,7 @@ def main() -> int:
     args = parser.parse_args()
 
     def kinds(drawn: random.Random) -> str:
-        return drawn.choices((RUNTIME, MODEL, GATEWAY, PLATFORM), (8, 6, 3, 3))[0]
+        return drawn.choices((RUNTIME, MODEL, GATEWAY, PLATFORM, UPGRADE), (8, 6, 3, 3, 2))[0]
 
     figures = run(kinds, args.kills, seed=args.seed)
     json.dump(figures, sys.stdout)

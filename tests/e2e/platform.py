@@ -73,28 +73,29 @@ class Platform:
     """Seconds that a new tenant's first answer may take."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self.environment = os.environ | dict(environment or {})
         # Not pytest's tmp_path: its length would not leave room for the sockets' names.
         self.home = Path(tempfile.mkdtemp(prefix="polyolo-e2e-"))
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.program: tuple[str | Path, ...] = (POLYOLO,)
+        self.environment = dict(environment or {})
 
     def start(self, *options: str) -> None:
         """Start the platform and return when it is ready."""
         with (self.home / "platform.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [POLYOLO, "up", "--home", self.home, "--port", str(self.port), *options],
+                [*self.program, "up", "--home", self.home, "--port", str(self.port), *options],
                 stdout=log,
                 stderr=log,
-                env=self.environment,
+                env={**os.environ, **self.environment},
             )
         eventually(self._ready, within=20, what="polyolo up answers /readyz")
 
     def _ready(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
-            pytest.fail(f"polyolo up ended:\n{(self.home / 'platform.log').read_text()[-4000:]}")
+            pytest.fail(f"polyolo up ended:\n{self.log()[-4000:]}")
         try:
             return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
         except httpx.HTTPError:
@@ -111,6 +112,10 @@ class Platform:
         if self.process is not None and self.process.poll() is None:
             self.stop()
         shutil.rmtree(self.home)
+
+    def log(self) -> str:
+        """Return what the platform and its processes have said."""
+        return (self.home / "platform.log").read_text()
 
     @property
     def operator_key(self) -> str:
@@ -129,5 +134,7 @@ class Platform:
         return tenant, Client(self.url, tenant.api_key.key)
 
     def runtime_pid(self, tenant: Tenant) -> int:
-        """Return the pid of the tenant's runtime."""
-        return int(json.loads((self.home / "run" / tenant.id / "runtime.json").read_text())["pid"])
+        """Return the pid of the tenant's runtime, of its newest copy."""
+        files = (self.home / "run").glob(f"{tenant.id}*/runtime.json")
+        file = max(files, key=lambda one: one.stat().st_mtime_ns)
+        return int(json.loads(file.read_text())["pid"])

@@ -102,6 +102,8 @@ async def test_a_runtime_that_always_crashes_is_not_hammered(tmp_path: Path):
 
         await until(often)
         await asyncio.sleep(1.5)
+        snapshot = (await api.http.get("/internal/v1/snapshot?after=-1", headers=GATEWAY)).json()
+        assert time.time() - 1 < snapshot["tenants"][0]["retry_at"] < time.time() + 3
         log = (chosen.run / tenant / "log").read_text()
         assert log.count("started with generation") <= 2 + 4  # at 0, 0.25, 0.75, 1.75 s
         assert (await api.ask("DELETE", "/tenants/me/models/crash", key)).status_code == 204

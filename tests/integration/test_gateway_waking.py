@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,20 @@ async def test_a_runtime_that_cannot_be_woken_is_503_at_once():
         await asleep(made)
         answer = await asyncio.wait_for(made.detect("a"), 5)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+async def test_one_that_keeps_failing_is_cut_off():
+    """503 at once, with the time of the next start; whatever control's clock says, in bounds."""
+    async with platform(hold_s=60) as made:
+        for due, told in ((12.0, {"11", "12"}), (-5.0, {"1"}), (1e6, {"30"})):
+            failed = route("a", None, Phase.FAILED)
+            made.publish(replace(failed, retry_at=int(time.time() + due)))
+            await made.revision()
+            answers = await asyncio.wait_for(
+                asyncio.gather(*(made.detect("a") for _ in range(5))), 5
+            )
+            assert {answer.status_code for answer in answers} == {503}
+            assert {answer.headers["retry-after"] for answer in answers} <= told
 
 
 async def test_the_least_busy_copy_is_asked():

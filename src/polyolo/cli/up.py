@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
-from contextlib import suppress
+import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,11 +14,14 @@ from typing import Annotated, Literal
 import uvloop
 from cyclopts import Parameter
 
-from polyolo import models, telemetry, web
+from polyolo import __version__, models, telemetry, web
+from polyolo.cli import succession
 from polyolo.cli.cluster import in_cluster
 from polyolo.cli.door import default_home
+from polyolo.cli.gateways import Door, Gateways
 from polyolo.cli.output import say
 from polyolo.cli.signin import NO_SIGN_IN, SECRET, SignIn
+from polyolo.cli.succession import Handed
 from polyolo.control import app as control
 from polyolo.control.plans import OFFERED, read
 from polyolo.control.settings import ControlSettings, Registration
@@ -31,11 +34,11 @@ from polyolo.sandbox.layers import Isolation, Layer
 from polyolo.serving.cpus import usable_cpus
 from polyolo.tls import Tls, chosen, fingerprint, loopback, reachable
 
-_PAUSE_S = 0.25  # before a gateway that ended is started again: a crash at start must not spin
 _SLOTS_A_CPU = 3
 """Detections inside runtimes at once for each CPU: one that computes, and what keeps it busy while
 others are on their way there and back."""
-_DRAIN_S = 35.0  # the gateway gives its requests 30, and hands over its usage after that
+_CALLS_S = 5.0
+"""For calls of the control API to end before another program goes on; meanwhile others wait."""
 
 
 def up(
@@ -66,7 +69,8 @@ def up(
 ) -> int:
     """Run the whole platform on this machine: control plane, gateway, tenants' runtimes.
 
-    Ready when GET /readyz answers 200. SIGTERM and Ctrl-C drain it and exit with status 0.
+    Ready when GET /readyz answers 200. SIGTERM and Ctrl-C drain it and exit with status 0. SIGUSR2
+    has it go on as the release that is installed by now, without a request refused.
 
     Args:
         host: Address to listen on; beyond this machine only with TLS.
@@ -109,6 +113,7 @@ def up(
             that KUBECONFIG or this pod's service account names.
         cluster: What is known of that cluster (JSON, see docs/operations.md).
     """
+    before = succession.received()
     die_with_parent()
     telemetry.configure_logging("control")
     home = (home or default_home()).absolute()
@@ -129,15 +134,23 @@ def up(
         plans=read(plans) if plans else OFFERED,
         strict_isolation=isolation == "strict",
         warm=warm,
+        succeeds=before is not None,
         **in_cluster(driver, cluster),
     )
+    if before is not None:
+        settings = replace(settings, gateway_token=before.door.token)
+    if succession.rehearses():
+        control.rehearse(settings)
+        return 0
     if redis:
         os.environ["POLYOLO_REDIS"] = redis  # for the gateway, off its command line
     flags = (
         *("--slots", str(_SLOTS_A_CPU * usable_cpus() if slots is None else slots)),
         *(word for network in proxies for word in ("--trusted-proxy", network)),
     )
-    uvloop.run(_run(settings, host, port, public_url, speaking, flags))
+    after = uvloop.run(_run(settings, host, port, public_url, speaking, flags, before))
+    if after is not None:
+        succession.go_on(after)
     return 0
 
 
@@ -170,57 +183,70 @@ async def _run(
     public_url: str | None,
     tls: Tls | None,
     flags: tuple[str, ...],
-) -> None:
-    stop = web.signalled()
-    door = web.bind(host=host, port=port)  # ours, so that a gateway's end closes no door
+    before: Handed | None,
+) -> Handed | None:
+    """Run until told to stop; return what is handed over where another program goes on."""
+    stop, upgrade = web.signalled(), web.signalled(signal.SIGUSR2)
+    succession.take_signals()
+    # The sockets are ours, so that a gateway's end closes no door.
+    door = socket.socket(fileno=before.door.socket) if before else web.bind(host=host, port=port)
     port = door.getsockname()[1]
-    behind = web.reserve(host, port + 1)  # gRPC's; the gateway listens there
+    behind = web.reserve(host, port + 1)  # gRPC's; the gateways listen there
     name, scheme = reachable(host), "https" if tls else "http"
     url = f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}"
     settings = replace(settings, public_url=public_url or url)
     async with control.opened(settings) as plane:
-        done = asyncio.Event()
-        serving = asyncio.create_task(control.serve(plane, done))
+        inner = socket.socket(fileno=before.control) if before else web.bind(path=settings.socket)
+        done, leaving = asyncio.Event(), asyncio.Event()
+        serving = asyncio.create_task(control.serve(plane, done, inner=inner.dup(), retire=leaving))
         arguments = (
-            *("--listen", str(door.fileno()), "--control", f"unix:{settings.socket}"),
+            *("--control", f"unix:{settings.socket}"),
             *(("--tls-cert", str(tls.certificate), "--tls-key", str(tls.key)) if tls else ()),
             *flags,
         )
-        group = _weighed(plane.plane.isolation)
-        gateway = asyncio.create_task(
-            _gateway(arguments, settings.gateway_token, door.fileno(), group)
-        )
-        say(f"polyolo listens on {url}, for gRPC on {port + 1}")
+        given = before.door if before else Door(socket=door.fileno(), token=settings.gateway_token)
+        group = _weighed(plane.plane.isolation, given.serving)
+        gateways = Gateways(given, arguments, _environment(), group)
+        gateways.open()
+        say(f"polyolo {__version__} listens on {url}, for gRPC on {port + 1}")
         say(f"home {settings.home}")
         if tls is not None:
             say(f"certificate {tls.certificate}, SHA-256 {fingerprint(tls)}")
-        await asyncio.wait(
-            {serving, gateway, asyncio.create_task(stop.wait())},
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        gateway.cancel()  # the door first: what is in flight is answered, usage handed over
-        with suppress(asyncio.CancelledError):
-            await gateway
+        if await _until(serving, stop, upgrade, gateways):
+            telemetry.logger("up").info("the next gateway serves; control ends what it has in hand")
+            await plane.leave()
+            telemetry.logger("up").info("control's calls wait for the next program")
+            plane.release()
+            leaving.set()
+            await asyncio.wait({serving}, timeout=_CALLS_S)
+            succession.hold_signals()
+            serving.cancel()
+            behind.close()
+            door.detach()
+            return Handed(door=gateways.handed(), control=inner.detach())
+        await gateways.close()  # the door first: what is in flight is answered, usage handed over
         if group is not None:
             group.remove()
         plane.release()
         done.set()
         await serving
     behind.close()
+    return None
 
 
-def _weighed(isolation: Isolation) -> Group | None:
-    """Have this process weigh as much as one runtime, and return a control group for the gateway,
-    which goes before all: everybody waits for the door, and it works for a millisecond at a time.
+def _weighed(isolation: Isolation, serving: int) -> Group | None:
+    """Have this process weigh as much as one runtime, and return the control group of gateways,
+    which go first: everybody waits for the door, and it works for a millisecond at a time.
 
-    None where there can be no control groups. They are removed with the others.
+    serving: pid of the gateway that is there already; 0 for none. None where there can be no
+    control groups. They are removed with the others.
     """
     groups = isolation.groups
     if groups is None or Layer.CPU not in isolation:
         return None
     try:
         groups.join()
-        door = groups.make([Layer.CPU])
+        door = (groups.of(serving) if serving else None) or groups.make([Layer.CPU])
         door.weigh(AHEAD * (os.cpu_count() or 1))
     except OSError as error:
         telemetry.logger("up").warning("the gateway does not go first", reason=str(error))
@@ -228,43 +254,33 @@ def _weighed(isolation: Isolation) -> Group | None:
     return door
 
 
-async def _gateway(arguments: tuple[str, ...], token: str, door: int, group: Group | None) -> None:
-    """Keep a gateway running until cancelled; then have it drain.
-
-    group: the control group that it is moved into.
-
-    The door stays open meanwhile: connections of the moment between two gateways wait in it.
-    """
-    log = telemetry.logger("up")
-    environment = os.environ | {
-        "POLYOLO_GATEWAY_TOKEN": token,
-        "POLYOLO_PARENT": str(os.getpid()),
-    }
-    for secret in (
-        *("POLYOLO_OPERATOR_KEY", "POLYOLO_MASTER_KEY", "POLYOLO_DATABASE", SECRET),
-        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
-    ):
-        environment.pop(secret, None)  # the door has no use for it
+async def _until(
+    serving: asyncio.Task[None], stop: asyncio.Event, upgrade: asyncio.Event, gateways: Gateways
+) -> bool:
+    """Wait for the end; say whether it is another program that goes on, its gateway ready."""
+    stopping = asyncio.create_task(stop.wait())
     while True:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "polyolo.gateway", *arguments),
-            env=environment,
-            pass_fds=(door,),
-        )
-        if group is not None:
-            with suppress(OSError):  # it has ended, or the group has: it goes without
-                group.add(child.pid)
+        asked = asyncio.create_task(upgrade.wait())
+        await asyncio.wait({serving, stopping, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if serving.done() or stop.is_set():
+            return False
+        upgrade.clear()
         try:
-            status = await child.wait()
-        except asyncio.CancelledError:
-            child.terminate()
-            try:
-                async with asyncio.timeout(_DRAIN_S):
-                    await child.wait()
-            except TimeoutError:
-                child.kill()
-                await child.wait()
-            raise
-        log.error("the gateway ended; starting it again", status=status)
-        await asyncio.sleep(_PAUSE_S)
+            await asyncio.to_thread(succession.rehearse)
+            if stop.is_set():
+                return False
+            await gateways.succeed()
+        except OSError as error:
+            telemetry.logger("up").error(
+                "the upgrade failed, the platform goes on as it was", reason=str(error)
+            )
+        else:
+            return True
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a gateway, which has no use for the platform's secrets."""
+    secrets = ("POLYOLO_OPERATOR_KEY", "POLYOLO_MASTER_KEY", "POLYOLO_DATABASE", SECRET)
+    store = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    return {name: value for name, value in os.environ.items() if name not in (*secrets, *store)}

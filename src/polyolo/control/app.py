@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
@@ -72,9 +73,14 @@ from polyolo.control.settings import ControlSettings
 from polyolo.control.throttle import Throttle
 from polyolo.control.trials import Trials
 from polyolo.control.witness import Keeper
+from polyolo.drivers.children import Fork, Handle
 from polyolo.sandbox.layers import Isolation
 from polyolo.sandbox.probe import probe
 from polyolo.sandbox.report import lacking
+
+_ARRIVALS_S = 60.0
+"""For files to come in whole before another program goes on; one that takes longer is resumed."""
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +94,18 @@ class Control:
     """What runtimes of other machines fetch their models from."""
     plane: Plane
     leader: Leader
+
+    async def leave(self) -> None:
+        """End the work, so that the context can be left with the runtimes running on.
+
+        First waits for the files that come in, a minute at most, and for the jobs in hand; until
+        the end of that everything goes on.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ARRIVALS_S):
+                while self.plane.arrivals.any():  # noqa: ASYNC110  # nobody else asks
+                    await asyncio.sleep(_LOOK_S)
+        await asyncio.to_thread(self.leader.leave)
 
     def release(self) -> None:
         """Answer the gateways' long polls now, so that serving can end. Any thread."""
@@ -159,19 +177,51 @@ async def opened(settings: ControlSettings) -> AsyncIterator[Control]:
     for a newer release's database, PolyoloError when the standard model is refused.
     """
     stack = ExitStack()
+    loop = asyncio.get_running_loop()
+
+    def fork(begin: Callable[[], Handle]) -> Handle:
+        """Start a process on the loop's thread, which goes on when the program is another one."""
+
+        async def here() -> Handle:
+            return begin()
+
+        return asyncio.run_coroutine_threadsafe(here(), loop).result()
+
     try:
-        control = await asyncio.to_thread(_open, settings, stack)
+        control = await asyncio.to_thread(_open, settings, stack, fork)
         yield control
         control.release()
     finally:
         await asyncio.to_thread(stack.close)
 
 
-def _open(settings: ControlSettings, stack: ExitStack) -> Control:
+def rehearse(settings: ControlSettings) -> None:
+    """Do what a start does, beside the platform that runs and without a trace.
+
+    Raises what `opened` would.
+    """
+    isolation = _isolation(settings)
+    conversion.chosen(settings.converter)
+    home.operator_key(settings.home)
+    _objects(settings)
+    _described()
+    if isolation.groups is not None:
+        isolation.groups.close()
+    engine = db.open_engine(settings.database_url)
+    try:
+        migrate(engine, keep=False)
+    finally:
+        engine.dispose()
+
+
+def _open(settings: ControlSettings, stack: ExitStack, fork: Fork) -> Control:
     stack.enter_context(home.held(settings.home))
     operator_key = home.operator_key(settings.home)
     settings.run.mkdir(mode=0o700, exist_ok=True)
-    isolation = _isolation(settings, stack)
+    isolation = _isolation(settings)
+    if groups := isolation.groups:
+        stack.callback(groups.close)
+        groups.sweep()
     engine = db.open_engine(settings.database_url)
     stack.callback(engine.dispose)
     migrate(engine)
@@ -202,7 +252,7 @@ def _open(settings: ControlSettings, stack: ExitStack) -> Control:
     def begin(
         guarded: Ledger, leads: Callable[[], bool]
     ) -> tuple[Sequence[Worker], Callable[[], None]]:
-        place = places.opened(settings, guarded, vault, store, isolation)
+        place = places.opened(settings, guarded, vault, store, isolation, fork)
         admission = Admission(
             guarded,
             store,
@@ -290,12 +340,9 @@ def _external(settings: ControlSettings, ledger: Ledger, vault: Vault) -> Extern
     )
 
 
-def _isolation(settings: ControlSettings, stack: ExitStack) -> Isolation:
-    """Return what confines processes here; end what a platform that was killed left running."""
+def _isolation(settings: ControlSettings) -> Isolation:
+    """Return what confines processes here. Raises OSError when that has to be more."""
     isolation = probe()
-    if groups := isolation.groups:
-        stack.callback(groups.close)
-        groups.sweep()
     if missing := lacking(isolation):
         said = "; ".join(missing)
         if settings.strict_isolation:
@@ -315,14 +362,25 @@ def _objects(settings: ControlSettings) -> ObjectStore:
     return DirectoryStore(settings.artifacts)
 
 
-async def serve(control: Control, stop: asyncio.Event) -> None:
-    """Serve the control API on the home's socket, and on what else the settings name."""
+async def serve(
+    control: Control,
+    stop: asyncio.Event,
+    *,
+    inner: socket.socket | None = None,
+    retire: asyncio.Event | None = None,
+) -> None:
+    """Serve the control API on the home's socket, and on what else the settings name.
+
+    inner: that socket, where it listens already. retire: see `web.serve`.
+    """
     settings = control.settings
-    listeners = [(control.app, web.bind(path=settings.socket))]
+    listeners = [(control.app, inner or web.bind(path=settings.socket))]
     for app, address in ((control.app, settings.listen), (control.files, settings.hand_out)):
         if address is not None:
             listeners.append((app, web.bind(host=address[0], port=address[1])))
-    await asyncio.gather(*(web.serve(app, listener, stop=stop) for app, listener in listeners))
+    await asyncio.gather(
+        *(web.serve(app, listener, stop=stop, retire=retire) for app, listener in listeners)
+    )
 
 
 async def run(settings: ControlSettings, *, stop: asyncio.Event | None = None) -> None:

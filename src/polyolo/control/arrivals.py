@@ -24,6 +24,10 @@ class Arrivals:
     def __init__(self) -> None:
         self._by_tenant: Counter[str] = Counter()
 
+    def any(self) -> bool:
+        """Say whether a body comes in now."""
+        return self._by_tenant.total() > 0
+
     @contextmanager
     def one(self, tenant: str) -> Iterator[None]:
         """Count one more body. Raises RateLimitedError for too many of one tenant's,

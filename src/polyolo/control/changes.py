@@ -68,6 +68,9 @@ class Changes:
         """Wait for another revision than the one that this gateway has put in force, or another
         number of gateways than it knows of (-1: whatever it is).
 
+        gateway: its name, and after a dot what tells it from the others that stand behind the
+        same door while one takes over from another.
+
         Another, not a later one: a database restored from a backup begins lower. Cancelling it
         means that the gateway is gone.
         """
@@ -94,9 +97,11 @@ class Changes:
         return found
 
     def gateways(self) -> int:
-        """Return how many gateways are present, or about to come back. Any thread."""
+        """Return how many gateways are present, or about to come back, one for each door. Any
+        thread."""
         now = time.monotonic()
-        here = sum(bool(name) and now <= gone for name, (_, gone) in list(self._gateways.items()))
+        present = [name for name, (_, gone) in list(self._gateways.items()) if now <= gone]
+        here = len({name.partition(".")[0] for name in present} - {""})
         return max(here, self._before) if now < self._back_by else here
 
     async def at_gateways(self, revision: int, seconds: float) -> bool:

@@ -116,6 +116,20 @@ class Leader:
         if self._retiring is not None:
             self._retiring.join()
 
+    def leave(self) -> None:
+        """End the work, but leave its runtimes running: this process is to be another program.
+
+        First what takes long; until the end of that, runtimes are looked after.
+        """
+        workers = self._work[0] if self._work is not None else ()
+        for worker in reversed(workers):
+            worker.stop()
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        # The lease is kept: this process takes it again under the same name.
+        self._held, self._work, self._sure_until = None, None, 0.0
+
     def look_at(self, tenants: Iterable[str], *, urgent: bool = False) -> None:
         """Have these tenants looked at, where it is this control plane that does that."""
         if (work := self._work) is not None:

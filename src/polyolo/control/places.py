@@ -13,6 +13,7 @@ from polyolo.control.service.ledger import Ledger
 from polyolo.control.service.vault import Vault
 from polyolo.control.settings import ControlSettings
 from polyolo.drivers import Driver
+from polyolo.drivers.children import Fork
 from polyolo.drivers.kubernetes.settings import ClusterSettings, Scaling
 from polyolo.drivers.process import ProcessDriver
 from polyolo.sandbox.layers import Isolation
@@ -36,9 +37,17 @@ class Place:
 
 
 def opened(
-    settings: ControlSettings, ledger: Ledger, vault: Vault, store: Artifacts, isolation: Isolation
+    settings: ControlSettings,
+    ledger: Ledger,
+    vault: Vault,
+    store: Artifacts,
+    isolation: Isolation,
+    fork: Fork | None = None,
 ) -> Place:
-    """Return the place that the settings choose. Raises OSError when it cannot be used."""
+    """Return the place that the settings choose. Raises OSError when it cannot be used.
+
+    fork: starts the processes that are to outlive a change of the program (see Children).
+    """
     if settings.cluster is not None:
         return _pods(settings.cluster, ledger, vault)
     processes = ProcessDriver(
@@ -51,6 +60,8 @@ def opened(
         isolation=isolation,
         put=store.put,
         key_of=lambda tenant: artifacts.key_of(ledger, vault, tenant).hex(),
+        fork=fork,
+        succeeds=settings.succeeds,
     )
     starts = _STARTS_A_CPU * len(os.sched_getaffinity(0))
     return Place(driver=processes, close=processes.close, starts=starts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ from polyolo.control.service.runtimes import Standing
 from polyolo.control.starts import Starts
 from polyolo.control.workqueue import RETRY_S, Workers
 from polyolo.drivers import Driver
-from polyolo.types import Phase, Plan, RuntimeStatus
+from polyolo.types import OUTDATED, Phase, Plan, RuntimeStatus
 
 _SOON_S = 0.05
 """Until the next piece of an erasure, so that others' changes come in between."""
@@ -64,11 +65,13 @@ class Reconciler:
         self._told = told
         self._tell = tell
         self._starts = Starts(starts)
+        self._replacements = Starts(1)  # nobody waits for these: one by one
         self._elastic = elastic
         self._memories: dict[str, Memory] = {}
         self._scales: dict[str, Scale] = {}
         self._revisions: dict[str, int] = {}
         """Of each tenant's last change."""
+        self._epoch = ledger.clock() - time.monotonic()
         self._stopping = threading.Event()
         self._log = telemetry.logger("reconciler")
         self._workers = Workers(
@@ -144,15 +147,21 @@ class Reconciler:
         status = decision.status
         if standing is not None and _is_news_of_failure(standing.recorded, status):
             runtimes.record(self._ledger, {tenant: status})  # first of all: the cure takes time
-        begins = decision.verb is Verb.APPLY and status.phase in (Phase.STARTING, Phase.FAILED)
-        if begins and not self._starts.may(tenant, time.monotonic()):
+        outdated = status.observed_generation == OUTDATED
+        turns = self._replacements if outdated else self._starts
+        begins = outdated or status.phase in (Phase.STARTING, Phase.FAILED)
+        begins = begins and decision.verb is Verb.APPLY
+        if begins and not turns.may(tenant, time.monotonic()):
             again: float | None = _TURN_S
         else:
             again, status = self._do(desired, decision, observed)
-        if status.phase is not Phase.STARTING:
-            self._workers.look_at(self._starts.over(tenant))
+        over = [] if status.phase is Phase.STARTING else self._starts.over(tenant)
+        if status.observed_generation != OUTDATED:
+            over += self._replacements.over(tenant)
+        self._workers.look_at(over)
         if decision.verb is Verb.FORGET or standing is None:
             return again
+        status = self._dated(status)
         if standing.recorded != status:
             runtimes.record(self._ledger, {tenant: status})
         if observed is not None:
@@ -198,6 +207,13 @@ class Reconciler:
         memory = self._memories.get(tenant, Memory())
         told = self._told(self._revisions.get(tenant, 0))
         return observed, decide(desired, observed, memory, time.monotonic(), told=told)
+
+    def _dated(self, status: RuntimeStatus) -> RuntimeStatus:
+        """Return what to tell, with the time at which a start is due that is being put off."""
+        due = self._memories.get(status.tenant, Memory()).restart_at
+        if status.phase is not Phase.FAILED or due is None:
+            return status
+        return replace(status, retry_at=math.ceil(due + self._epoch))
 
     def _act(self, desired: Desired, decision: Decision) -> None:
         tenant = desired.tenant

@@ -98,6 +98,9 @@ class ControlSettings:
     """Runtimes kept ready for tenants that wake: a fifth of the time until the first answer. Each
     takes about 100 MB. Default 2: one for a second tenant while the first is replaced."""
 
+    succeeds: bool = False
+    """Whether this process was the platform before, as another program: see `cli.upgrade`."""
+
     def __post_init__(self) -> None:
         if not 184 <= self.audit_days <= 365:
             raise InvalidValueError(f"the audit log is kept 184 to 365 days, not {self.audit_days}")

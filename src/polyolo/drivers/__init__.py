@@ -38,6 +38,7 @@ class Driver(Protocol):
 
         Starts what is missing, tells those that run, replaces those that FAILED, and begins to
         end the ones too many, or goes on with it: of those that answer, the last in `endpoints`.
+        A copy of another release, or OUTDATED, is too many once another one answers in its place.
         Beside a copy that is STOPPING another one may start. Each version's `uri` is the absolute
         path of its file. Need not wait until a copy is ready; `observe` tells when it is, and
         which generation is in force.

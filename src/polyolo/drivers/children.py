@@ -1,8 +1,9 @@
 """The processes that a driver has started: begun by a thread that lives as long, seen to end.
 
 A child is killed by the kernel when the thread that started it is gone, so all are started by one
-thread that lives as long as they do. A parent must hold a handle of each to learn of its end;
-everything else that is known of a process stands in its directory.
+thread that lives as long as they do: that of the caller's choice, which is the first one where
+they are to outlive a change of the program. A parent must hold a handle of each to learn of its
+end; everything else that is known of a process stands in its directory.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import select
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from polyolo.drivers.inherited import Inherited
 from polyolo.drivers.precedence import Precedence
 from polyolo.drivers.rundir import Exit, RunDirectory
 from polyolo.sandbox import kernel
@@ -38,6 +40,10 @@ _FILE_BYTES = 16 << 20
 _OPEN_FILES = 8192
 """A connection takes one; the gateway lets a tenant have a few hundred requests in flight."""
 
+Handle = subprocess.Popen[bytes] | Inherited
+Fork = Callable[[Callable[[], Handle]], Handle]
+"""Makes a call that starts a process, on a thread that lives as long as it does."""
+
 
 @dataclass(slots=True)
 class Child:
@@ -47,22 +53,25 @@ class Child:
     """Another one once a warm process has got its tenant."""
     process: Identity
     """The runtime's: within a sandbox, a child of `handle`'s."""
-    handle: subprocess.Popen[bytes]
+    handle: Handle
     group: Group | None
 
 
 class Children:
     """The processes that run, or whose end has not been seen yet. Any thread may use it."""
 
-    def __init__(self, isolation: Isolation = UNCONFINED) -> None:
+    def __init__(self, isolation: Isolation = UNCONFINED, fork: Fork | None = None) -> None:
+        """Begin with none. fork: None for a thread of its own."""
         self._isolation = isolation
-        self._alive, self._held = os.pipe()  # the other end of it is this process's alone
+        self._alive, self._held = os.pipe()  # the other end of it is this process's alone,
+        os.set_inheritable(self._held, True)  # whatever program it goes on as
         self._by_descriptor: dict[int, Child] = {}
         self._ends = select.epoll()
         self._reaping = threading.Lock()
         self._precedence = Precedence(len(os.sched_getaffinity(0)))
         self._weighing = threading.Lock()
         self._starter = ThreadPoolExecutor(1, "runtime-starter")
+        self._fork = fork or (lambda begin: self._starter.submit(begin).result())
 
     def start(
         self,
@@ -72,7 +81,68 @@ class Children:
         resources: Resources,
     ) -> None:
         """Start a process in its directory and record there which one it is. Raises OSError."""
-        self._starter.submit(self._start, directory, program, environment, resources).result()
+        named = [Path(word) for word in program if word.startswith("/") and Path(word).exists()]
+        confinement = Confinement(
+            readable=(directory.path, *named),
+            sockets=(directory.io,),
+            memory_bytes=resources.memory_bytes,
+            processes=resources.processes,
+            cpus=resources.cpus,
+            weight=1.0 if directory.tenant is not None else BACKGROUND,
+            file_bytes=_FILE_BYTES,
+            open_files=_OPEN_FILES,
+        )
+        user = FIRST_USER + secrets.randbelow(USERS)
+        with ExitStack() as undo, ExitStack() as opened:
+            group = self._isolation.group(confinement)
+            if group is not None:
+                undo.callback(group.remove)
+            if Layer.ACCOUNT in self._isolation:
+                for place in (directory.path, directory.io):
+                    os.chown(place, user, user)
+            told, tell = os.pipe()
+            opened.callback(os.close, told)
+            telling = opened.enter_context(open(tell, "wb"))  # noqa: PTH123
+            log = opened.enter_context(directory.log.open("ab"))
+            where = Place(
+                scratch=directory.path / "tmp",
+                directory=directory.path,
+                user=user,
+                first=True,
+                told=tell,
+                alive=self._alive,
+                group=group,
+            )
+            temporary = where.temporary(self._isolation)
+            if temporary.is_relative_to(directory.path):  # which may get another name
+                temporary = temporary.relative_to(directory.path)
+            argv = command(self._isolation, confinement, program, where)
+            variables = {"PYTHONSAFEPATH": "1", "TMPDIR": str(temporary)}
+
+            def begin() -> Handle:
+                return subprocess.Popen(  # noqa: S603  # the operator's own command
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=directory.path,
+                    env={**variables, **environment},
+                    pass_fds=(self._alive, *((tell,) if self._isolation.wrapped else ())),
+                    start_new_session=True,  # a Ctrl-C at the platform's terminal is not for it
+                )
+
+            handle = self._fork(begin)
+            undo.pop_all()
+            telling.close()
+            process = self._inside(handle.pid, told)
+            self._hold(Child(directory, process, handle, group))
+            directory.write_process(process)
+
+    def inherit(self, directory: RunDirectory, process: Identity) -> None:
+        """Take over a runtime that the program which this process was before has started."""
+        outer = kernel.parent(process.pid)
+        handle = Inherited(process.pid if outer == os.getpid() else outer)
+        self._hold(Child(directory, process, handle, self._isolation.group_of(handle.pid)))
 
     def bound(self, process: Identity | None, resources: Resources) -> None:
         """Have a running process and all that it started use so much and no more.
@@ -164,69 +234,10 @@ class Children:
         os.close(self._alive)
         os.close(self._held)
 
-    def _start(
-        self,
-        directory: RunDirectory,
-        program: Sequence[str],
-        environment: Mapping[str, str],
-        resources: Resources,
-    ) -> None:
-        named = [Path(word) for word in program if word.startswith("/") and Path(word).exists()]
-        confinement = Confinement(
-            readable=(directory.path, *named),
-            sockets=(directory.io,),
-            memory_bytes=resources.memory_bytes,
-            processes=resources.processes,
-            cpus=resources.cpus,
-            weight=1.0 if directory.tenant is not None else BACKGROUND,
-            file_bytes=_FILE_BYTES,
-            open_files=_OPEN_FILES,
-        )
-        user = FIRST_USER + secrets.randbelow(USERS)
-        with ExitStack() as undo, ExitStack() as opened:
-            group = self._isolation.group(confinement)
-            if group is not None:
-                undo.callback(group.remove)
-            if Layer.ACCOUNT in self._isolation:
-                for place in (directory.path, directory.io):
-                    os.chown(place, user, user)
-            told, tell = os.pipe()
-            opened.callback(os.close, told)
-            telling = opened.enter_context(open(tell, "wb"))  # noqa: PTH123
-            log = opened.enter_context(directory.log.open("ab"))
-            where = Place(
-                scratch=directory.path / "tmp",
-                directory=directory.path,
-                user=user,
-                first=True,
-                told=tell,
-                alive=self._alive,
-                group=group,
-            )
-            temporary = where.temporary(self._isolation)
-            if temporary.is_relative_to(directory.path):  # which may get another name
-                temporary = temporary.relative_to(directory.path)
-            handle = subprocess.Popen(  # noqa: S603  # the operator's own command
-                command(self._isolation, confinement, program, where),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=directory.path,
-                env={
-                    "PYTHONSAFEPATH": "1",
-                    "TMPDIR": str(temporary),
-                    **environment,
-                },
-                pass_fds=(self._alive, *((tell,) if self._isolation.wrapped else ())),
-                start_new_session=True,  # a Ctrl-C at the platform's terminal is not for it
-            )
-            undo.pop_all()
-            telling.close()
-            process = self._inside(handle.pid, told)
-            descriptor = os.pidfd_open(handle.pid)
-            self._by_descriptor[descriptor] = Child(directory, process, handle, group)
-            self._ends.register(descriptor, select.EPOLLIN)
-            directory.write_process(process)
+    def _hold(self, child: Child) -> None:
+        descriptor = os.pidfd_open(child.handle.pid)
+        self._by_descriptor[descriptor] = child
+        self._ends.register(descriptor, select.EPOLLIN)
 
     def _inside(self, outer: int, told: int) -> Identity:
         """Return the runtime's own process, which a sandbox's process has started.

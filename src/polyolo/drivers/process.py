@@ -20,14 +20,15 @@ from pathlib import Path
 import msgspec
 
 from polyolo.drivers import replicas
-from polyolo.drivers.children import KILLED_S, Children, kill
-from polyolo.drivers.rundir import Put, RunDirectory, place
+from polyolo.drivers.children import KILLED_S, Children, Fork, kill
+from polyolo.drivers.rundir import Put, RunDirectory, made, place
 from polyolo.drivers.unixhttp import ask
 from polyolo.drivers.warm import WarmPool
 from polyolo.sandbox import kernel
+from polyolo.sandbox.kernel import Identity
 from polyolo.sandbox.layers import UNCONFINED, Isolation
 from polyolo.sealedfile import KEY_HEADER, KEY_VARIABLE
-from polyolo.types import Phase, Resources, RuntimeSpec, RuntimeStatus
+from polyolo.types import OUTDATED, Phase, Resources, RuntimeSpec, RuntimeStatus
 
 ANSWER_S = 1.5
 """Seconds that a runtime may take to tell its status. Its event loop does nothing heavy, so this
@@ -35,8 +36,6 @@ is long even on a machine under full load; asked twice, and found by a look ever
 runtime is known as such within 8 s."""
 START_S = 60.0
 """Seconds from a process's start after which one that never answered counts as failed."""
-_SUN_PATH = 107
-"""Bytes in the path of a Unix socket (sun_path, 108 with its closing zero)."""
 _SILENT_S = 5.0
 """A runtime that was silent so recently is asked once more, not twice."""
 SETTLE_MS = 300
@@ -63,6 +62,8 @@ class ProcessDriver:
         isolation: Isolation = UNCONFINED,
         put: Put = lambda uri, target: place(Path(uri), target),
         key_of: Callable[[str], str] | None = None,
+        fork: Fork | None = None,
+        succeeds: bool = False,
     ) -> None:
         """Hold the runtimes under `root`, one directory for each copy.
 
@@ -71,7 +72,8 @@ class ProcessDriver:
         of other releases. drain_s: seconds between SIGTERM and SIGKILL. warm: processes kept ready
         for tenants to come. isolation: what they are confined by. put: puts the model file of a
         `uri` in a runtime's directory; a path is linked or copied. key_of: a tenant's key for its
-        model files, in hex. Raises OSError when `root` cannot be used.
+        model files, in hex. fork: see Children. succeeds: this process was another program, whose
+        runtimes are OUTDATED but run on. Raises OSError when `root` cannot be used.
         """
         self._root = root.absolute()
         self._commands = {"": tuple(command), **(releases or {})}
@@ -79,22 +81,19 @@ class ProcessDriver:
         self._drain_s = drain_s
         self._put = put
         self._key_of = key_of
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        longest = len(os.fsencode(self._root / "t_1234567890~99" / "io" / "runtime.sock"))
-        if longest > _SUN_PATH:
-            raise OSError(
-                f"the path {self._root} is {longest - _SUN_PATH} bytes too long for the sockets "
-                "in it; choose a home with a shorter path"
-            )
+        made(self._root)
         self._closed = False
         self._silent: dict[Path, float] = {}
         """When a copy that should have answered was asked last, and did not."""
         self._ending: dict[Path, RunDirectory] = {}
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._children = Children(isolation)
+        self._children = Children(isolation, fork)
+        self._outdated: set[Identity] = set()
         self._warm = WarmPool(warm, self._start_warm, self._answers)
         for directory in self._directories():
-            if directory.tenant is None:  # left by a platform that was killed
+            if succeeds:
+                self._inherit(directory)
+            if directory.tenant is None:  # of no use, or left by a platform that was killed
                 self._kill_in(directory)
                 directory.delete()
 
@@ -118,7 +117,7 @@ class ProcessDriver:
             looks = {number: self._observe(one) for number, one in here.items()}
             seen = {number: status for number, status in looks.items() if status is not None}
             same = {n: one for n, one in seen.items() if here[n].release() == spec.release}
-            stay = replicas.to_stay(same, spec.replicas)
+            stay, go_on = replicas.to_stay(same, seen, spec.replicas)
             refusal: OSError | None = None
             if stay:  # what they are told may be to open models
                 self._children.defer(spec.tenant)
@@ -130,7 +129,7 @@ class ProcessDriver:
                 except OSError as error:
                     refusal = error
             missing = spec.replicas - len(stay)
-            for number in seen.keys() - stay:
+            for number in seen.keys() - stay - go_on:
                 if seen[number].phase not in (Phase.FAILED, Phase.ABSENT):
                     self._end_and_delete(here[number])
                 elif missing > 0:
@@ -228,8 +227,10 @@ class ProcessDriver:
             return None
         if status is None:
             return None
+        outdated = process in self._outdated
         return replace(  # a runtime speaks for itself only, and cannot say where it is reached
             status,
+            observed_generation=OUTDATED if outdated else max(0, status.observed_generation),
             tenant=directory.tenant or "",
             phase=Phase.READY if status.phase is Phase.READY else Phase.STARTING,
             endpoints=(f"unix:{directory.socket}",),
@@ -303,6 +304,16 @@ class ProcessDriver:
         directory.prepare()
         self._start(directory, Resources())
         return directory
+
+    def _inherit(self, directory: RunDirectory) -> None:
+        """Take over what another program has begun in a directory, when this process was that."""
+        process = directory.process()
+        if process is None or not kernel.runs(process) or not kernel.is_ours(process):
+            return
+        self._children.inherit(directory, process)
+        self._outdated.add(process)
+        if directory.kill_at() is not None:
+            self._ending[directory.path] = directory
 
     def _answers(self, directory: RunDirectory) -> bool:
         return self._ask(directory, _WARM_ANSWER_S) is not None

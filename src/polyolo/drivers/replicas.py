@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from polyolo.types import Phase, RuntimeStatus
+from polyolo.types import OUTDATED, Phase, RuntimeStatus
 
 _NAME = re.compile(r"([A-Za-z0-9_-]{1,64})?(?:~([1-9][0-9]{0,8}))?")
 
@@ -39,9 +39,12 @@ def together(tenant: str, copies: Sequence[RuntimeStatus]) -> RuntimeStatus:
     """Return what the copies of a runtime are together. copies: at least one, the oldest first.
 
     READY if one answers: with the generation that all of those have in force, and the reason why
-    another one failed.
+    another one failed. Those that others are to replace come last in `endpoints`.
     """
     ready = [copy for copy in copies if copy.phase is Phase.READY]
+    newest = max(ready, key=lambda copy: copy.observed_generation, default=None)
+    if newest is not None:
+        ready.sort(key=lambda copy: _is_old(copy) or copy.release != newest.release)
     failed = next((copy.reason for copy in copies if copy.phase is Phase.FAILED), "")
     if ready:
         last = min(ready, key=lambda copy: copy.observed_generation)
@@ -54,8 +57,24 @@ def together(tenant: str, copies: Sequence[RuntimeStatus]) -> RuntimeStatus:
     return replace(copies[0], tenant=tenant)
 
 
-def to_stay(copies: Mapping[int, RuntimeStatus], wanted: int) -> list[int]:
-    """Return the numbers of the copies that are to stay: those that run, answering ones first."""
-    running = {n: c for n, c in copies.items() if c.phase in (Phase.READY, Phase.STARTING)}
+def to_stay(
+    same: Mapping[int, RuntimeStatus], seen: Mapping[int, RuntimeStatus], wanted: int
+) -> tuple[set[int], set[int]]:
+    """Return the numbers of the copies that are to stay, and of those that go on until others
+    answer in their place.
+
+    same: of the release that is wanted. seen: all that there are. Of those that run, the answering
+    ones come first.
+    """
+    running = {
+        n: c for n, c in same.items() if c.phase in (Phase.READY, Phase.STARTING) and not _is_old(c)
+    }
     best = sorted(running, key=lambda number: (running[number].phase is not Phase.READY, number))
-    return sorted(best[:wanted])
+    stay = best[:wanted]
+    answering = sum(running[number].phase is Phase.READY for number in stay)
+    old = sorted(n for n in seen.keys() - running if seen[n].phase is Phase.READY)
+    return set(stay), set(old[: max(0, wanted - answering)])
+
+
+def _is_old(copy: RuntimeStatus) -> bool:
+    return copy.observed_generation == OUTDATED

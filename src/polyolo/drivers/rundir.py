@@ -24,6 +24,8 @@ from polyolo.types import RuntimeSpec, VersionSpec
 
 LOG_LIMIT = 1_000_000
 """Bytes of a runtime's log before it is cut; a start writes about 1 kB, a failure 10 kB."""
+_SUN_PATH = 107
+"""Bytes in the path of a Unix socket (sun_path, 108 with its closing zero)."""
 
 T = TypeVar("T")
 
@@ -37,6 +39,17 @@ class Exit:
 
     process: Identity
     reason: str
+
+
+def made(root: Path) -> None:
+    """Make the place of all these directories. Raises OSError where none can be used there."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    longest = len(os.fsencode(root / "t_1234567890~99" / "io" / "runtime.sock"))
+    if longest > _SUN_PATH:
+        raise OSError(
+            f"the path {root} is {longest - _SUN_PATH} bytes too long for the sockets in it; "
+            "choose a home with a shorter path"
+        )
 
 
 class RunDirectory:

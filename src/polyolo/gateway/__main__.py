@@ -27,6 +27,8 @@ def settings(arguments: list[str], environment: dict[str, str]) -> Settings:
     parser.add_argument("--port", type=int, default=8700, help="port to listen on")
     parser.add_argument("--control", required=True, help="unix:/path/to/socket or http://host:port")
     parser.add_argument("--listen", type=int, help="descriptor of a socket that listens already")
+    parser.add_argument("--door", default="", help="name of what listens there already")
+    parser.add_argument("--succeeds", type=int, help="descriptor to say on that it has taken over")
     parser.add_argument("--tls-cert", type=Path, help="certificate with its chain, PEM")
     parser.add_argument("--tls-key", type=Path, help="the certificate's private key, PEM")
     parser.add_argument(
@@ -45,6 +47,8 @@ def settings(arguments: list[str], environment: dict[str, str]) -> Settings:
         host=flags.host,
         port=flags.port,
         listen=flags.listen,
+        door=flags.door,
+        succeeds=flags.succeeds,
         tls=tls.chosen(flags.host, None, None, flags.tls_cert, flags.tls_key),
         trusted_proxies=checked(flags.trusted_proxy),
         slots=flags.slots,

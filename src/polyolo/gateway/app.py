@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +20,7 @@ from polyolo import telemetry, web
 from polyolo.errors import (
     MethodNotAllowedError,
     NotFoundError,
+    NotReadyError,
     OverloadedError,
     PolyoloError,
 )
@@ -214,8 +217,10 @@ class Gateway:
 async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """Build a gateway, keep its snapshot fresh and its usage flowing while the context lasts."""
     metrics, rates = telemetry.Metrics(), Rates(settings.redis)
-    control = Upstream(settings.control, limit=settings.control_connections)
-    internal = Upstream(settings.control)  # its own, so that public calls cannot crowd it out
+    # Not kept: none is to be in use while control closes what is idle, and becomes another one.
+    control = Upstream(settings.control, limit=settings.control_connections, keep=False)
+    # Its own, so that public calls cannot crowd it out.
+    internal = Upstream(settings.control, keep=False)
     quotas = Quotas()
     ledger = Ledger(settings, internal, metrics, quotas)
     meter = Meter(ledger, metrics)
@@ -224,7 +229,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     def swapped(directory: Directory, swap: Swap) -> None:
         routes = directory.tenants
         rates.share(directory.gateways)
-        rates.carry(routes.values())
+        if settings.succeeds is None:
+            rates.carry(routes.values())
         if scaler is not None:
             scaler.note(swap.changed)
         if not swap.lost:
@@ -246,7 +252,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     calls = GrpcDoor(settings, directory, reception)
     peers = Peers(settings.scaler_peers) if settings.scaler_peers else None
     scaler = Scaler(directory, activity, peers) if settings.scaler else None
-    name = telemetry.new_id()[:12]  # control waits for the gateways that it knows, and counts them
+    own = telemetry.new_id()[:12]
+    name = f"{settings.door or own}.{own}"  # control waits for each, and counts the doors
     tasks = [
         asyncio.create_task(routing.pull(directory, internal, settings.token, name)),
         asyncio.create_task(ledger.run()),
@@ -283,26 +290,42 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
 
 
 async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
-    """Serve until SIGTERM, SIGINT or `stop`, finish what is in flight, hand over the usage."""
+    """Serve until SIGTERM, SIGINT or `stop`, finish what is in flight, hand over the usage.
+
+    After SIGUSR2 it is for another one to serve who comes: this one takes no new connections, and
+    ends when those that it has are over. Raises OSError for an address that is taken,
+    NotReadyError when it cannot take over from another one.
+    """
     telemetry.configure_logging("gateway")
     if settings.listen is None:
         listener = web.bind(host=settings.host, port=settings.port)
     else:
         listener = socket.socket(fileno=settings.listen)
     host, port = listener.getsockname()[:2]
+    retire = web.signalled(signal.SIGUSR2) if stop is None else asyncio.Event()
     stop = stop or web.signalled()
     connections = Connections(room())
     sweeping = asyncio.create_task(connections.sweep())
     async with gateway(settings) as doors:
         # Those who come meanwhile wait in the door: a second without anybody is no refusal.
         await doors.directory.informed(_FIRST_S)
+        if settings.succeeds is not None and (why := doors.directory.distrust()):
+            raise NotReadyError(why)  # the other one still serves
         servers = [await doors.grpc.open(host, port)]
         if doors.scaler is not None and settings.scaler is not None:
             servers.append(await doors.scaler.open(settings.scaler))
+        if settings.succeeds is not None:
+            os.write(settings.succeeds, b"\n")
+            os.close(settings.succeeds)
         telemetry.logger("gateway").info("listening", address=(host, port), grpc_port=port + 1)
 
         async def drain() -> None:
-            await stop.wait()
+            waiting = {asyncio.create_task(event.wait()) for event in (stop, retire)}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for one in waiting:
+                one.cancel()
+            if not stop.is_set():
+                await doors.grpc.renewed(stop)
             door, *others = servers
             await asyncio.gather(door.stop(settings.drain_s), *(one.stop(0) for one in others))
 
@@ -311,6 +334,7 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
             listener,
             stop=stop,
             drain_s=settings.drain_s,
+            retire=retire,
             tls=settings.tls,
             protocol=connections.protocol,
             draining=doors.leave,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -57,6 +58,7 @@ class GrpcDoor:
         self._reception = reception
         self._proxies = networks(settings.trusted_proxies)
         self._channels: dict[str, Any] = {}
+        self._alone = False
         self._closing: set[asyncio.Task[None]] = set()
 
     async def open(self, host: str, port: int) -> Any:
@@ -69,7 +71,15 @@ class GrpcDoor:
         host = f"[{host}]" if ":" in host else host
         target = web.rpc_target(f"http://{host}:{port}")
         await rpc.listen(server, target, self._settings.tls)
+        self._alone = rpc.newest_first(port + 1)
         return server
+
+    async def renewed(self, stop: asyncio.Event) -> None:
+        """Wait until those who are connected have been asked to connect elsewhere, or `stop`."""
+        if self._alone:  # else others go on connecting here
+            with suppress(TimeoutError):
+                async with asyncio.timeout(rpc.RENEWED_S * 1.2):
+                    await stop.wait()
 
     async def _not_ready(self) -> str:
         return self._directory.distrust()

@@ -25,6 +25,7 @@ from polyolo.types import KeyEntry, Phase, RuntimeStatus, Snapshot, TenantRoute
 
 _LOOK_S = 0.25  # between two looks of a request that waits, at most
 _POLL_S = 30.0  # control answers a long poll after 20 s at the latest
+_PUT_OFF_S = 30.0  # control puts a start off for so long at most; its clock may be another one
 _BACK_OFF_S = (0.05, 5.0)  # first and longest pause while control is away
 
 _decode = msgspec.json.Decoder(Snapshot).decode
@@ -126,7 +127,9 @@ class Directory:
             return True
         if status.phase not in (Phase.READY, Phase.FAILED):
             return False
-        self.tenants[tenant] = replace(route, phase=status.phase, endpoints=status.endpoints)
+        self.tenants[tenant] = replace(
+            route, phase=status.phase, endpoints=status.endpoints, retry_at=status.retry_at
+        )
         self._tell()
         try:
             return self._endpoint(tenant) is not None
@@ -203,14 +206,19 @@ class Directory:
         if route.phase is Phase.READY and route.endpoints:
             return self.endpoints.least_busy(route.endpoints)
         if route.phase in (Phase.FAILED, Phase.STOPPING):
-            raise NotReadyError("the tenant's runtime is restarting; come again shortly")
+            # Nobody waits for one that fails: the circuit is open until it has answered again.
+            put_off = min(max(1.0, route.retry_at - time.time()), _PUT_OFF_S)
+            raise NotReadyError(
+                "the tenant's runtime is restarting; come again shortly", retry_after=put_off
+            )
         return None
 
 
 async def pull(directory: Directory, control: Upstream, token: str, name: str = "") -> None:
     """Keep the directory up to date from control's long poll, until cancelled.
 
-    name: this gateway's, while it is one of those that share the rates.
+    name: this gateway's, behind that of its door and a dot, while it is one of those that share
+    the rates.
     While control is away the last snapshot stays in force, and control is asked again after a
     pause that grows, with jitter so that several gateways do not ask at the same moment.
     """

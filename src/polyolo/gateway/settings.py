@@ -19,6 +19,11 @@ class Settings:
     listen: int | None = None
     """Descriptor of a listening socket that the parent process opened, instead of host and port:
     the door stays open while one gateway process takes over from another."""
+    door: str = ""
+    """What names the gateways that stand behind one door, one after the other: they share a rate
+    as one. Default: it has a door of its own."""
+    succeeds: int | None = None
+    """Descriptor to write a byte to once it serves beside the gateway that it takes over from."""
     tls: Tls | None = None
     """Certificate and key to speak TLS with; needed for a host beyond this machine."""
     control: str

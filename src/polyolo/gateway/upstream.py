@@ -1,4 +1,4 @@
-"""Speaks HTTP to one endpoint, a runtime or control, over connections that it keeps.
+"""Speaks HTTP to one endpoint, a runtime or control, mostly over connections that it keeps.
 
 The only module that knows aiohttp. On the event loop's thread.
 """
@@ -88,17 +88,17 @@ class Upstream:
     """The connections to one endpoint. Lives as long as the endpoint is in the snapshot.
 
     endpoint: `unix:/path` or `http://host:port`. limit: exchanges at once; more are refused with
-    OverloadedError.
+    OverloadedError. keep: whether connections are used again.
     """
 
-    def __init__(self, endpoint: str, *, limit: int | None = None) -> None:
+    def __init__(self, endpoint: str, *, limit: int | None = None, keep: bool = True) -> None:
         self._limit = limit
         self._busy = 0
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._path = endpoint.removeprefix("unix:") if endpoint.startswith("unix:") else None
         self._origin = URL("http://polyolo" if self._path is not None else endpoint)
-        self._kept = self._session(fresh=False)
+        self._kept = self._session(fresh=not keep)
         self._fresh: aiohttp.ClientSession | None = None
 
     def _session(self, *, fresh: bool) -> aiohttp.ClientSession:

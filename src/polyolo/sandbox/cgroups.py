@@ -101,32 +101,48 @@ class Groups:
 
     def make(self, layers: Collection[Layer]) -> Group:
         """Return a new group for these layers, without limits. Raises OSError."""
-        name = secrets.token_hex(4)
-        directories: dict[Layer, Path] = {}
-        mounts: dict[Path, Path] = {}
-        for layer, hierarchy in self._hierarchies.items():
-            if layer in layers:
-                directories[layer] = path = self._parent(hierarchy) / name
-                mounts[path] = hierarchy.mount
-        if Layer.CPU in directories and self._accounts is not None:
-            mounts[self._parent(self._accounts) / name] = self._accounts.mount
-        for path in mounts:
+        wanted = {at: one for at, one in self._hierarchies.items() if at in layers}
+        group = self._named(secrets.token_hex(4), wanted)
+        for hierarchy in (*wanted.values(), *self._counting(wanted)):
+            self._open(hierarchy)
+        for path in group.mounts:
             path.mkdir()
-        return Group(directories, mounts)
+        return group
 
-    def _parent(self, hierarchy: Hierarchy) -> Path:
-        """Return the group that all groups in a hierarchy are made in."""
+    def of(self, pid: int) -> Group | None:
+        """Return the group that this process, or what it was before, has made for another one."""
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+                parent, name = Path(line).parent.name, Path(line).name
+                if parent == self._name:
+                    group = self._named(name, self._hierarchies)
+                    there = {at: path for at, path in group.directories.items() if path.exists()}
+                    mounts = {path: at for path, at in group.mounts.items() if path.exists()}
+                    return Group(there, mounts)
+        return None
+
+    def _named(self, name: str, hierarchies: Mapping[Layer, Hierarchy]) -> Group:
+        own = {layer: one.base / self._name / name for layer, one in hierarchies.items()}
+        everywhere = (*hierarchies.values(), *self._counting(hierarchies))
+        return Group(own, {one.base / self._name / name: one.mount for one in everywhere})
+
+    def _counting(self, layers: Collection[Layer]) -> tuple[Hierarchy, ...]:
+        """Return the hierarchy that counts processor time, where it is one of its own."""
+        if Layer.CPU not in layers or self._accounts is None:
+            return ()
+        return (self._accounts,)
+
+    def _open(self, hierarchy: Hierarchy) -> None:
+        """Make the group that all groups in a hierarchy are made in, where it is not there yet."""
         parent = hierarchy.base / self._name
         if not parent.exists():
             parent.mkdir(exist_ok=True)
             # One process for each core; it would have the weight of one.
             _weigh(parent, os.cpu_count() or 1)
         hierarchy.hand_down(parent)
-        return parent
 
     def _everywhere(self) -> list[Hierarchy]:
-        accounts = () if self._accounts is None else (self._accounts,)
-        return [*self._hierarchies.values(), *accounts]
+        return [*self._hierarchies.values(), *self._counting(self._hierarchies)]
 
     def _bases(self) -> set[Path]:
         return {hierarchy.base for hierarchy in self._everywhere()}

@@ -47,14 +47,14 @@ def runs(process: Identity) -> bool:
 
 def is_ours(process: Identity) -> bool:
     """Say whether this process, if it runs, is a child of ours, or a child of one."""
-    parent = _parent(process.pid)
-    return parent == os.getpid() or (parent > 1 and _parent(parent) == os.getpid())
+    outer = parent(process.pid)
+    return outer == os.getpid() or (outer > 1 and parent(outer) == os.getpid())
 
 
-def child_of(parent: int, pid: int) -> Identity | None:
+def child_of(outer: int, pid: int) -> Identity | None:
     """Return who has `pid` if that is a child of a process that has not been waited for."""
     process = identify(pid)
-    return process if process is not None and _parent(pid) == parent else None
+    return process if process is not None and parent(pid) == outer else None
 
 
 def send(process: Identity, number: signal.Signals, *, wait_s: float = 0.0) -> bool:
@@ -79,7 +79,8 @@ def send(process: Identity, number: signal.Signals, *, wait_s: float = 0.0) -> b
         os.close(descriptor)
 
 
-def _parent(pid: int) -> int:
+def parent(pid: int) -> int:
+    """Return the process's parent; 0 when nobody has that pid."""
     fields = _stat(pid)
     return int(fields[1]) if fields else 0
 

@@ -100,6 +100,10 @@ class Isolation:
         group.weigh(confinement.weight)
         return group
 
+    def group_of(self, pid: int) -> Group | None:
+        """Return the control group that was made for a process; None without one."""
+        return None if self.groups is None else self.groups.of(pid)
+
     def without(self, layers: Iterable[Layer], why: str = "switched off") -> Isolation:
         """Return the same without some layers."""
         return replace(self, missing={**self.missing, **dict.fromkeys(layers, why)})

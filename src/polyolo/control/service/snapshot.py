@@ -79,6 +79,7 @@ def _route(owner: Any, plans: Sequence[Plan], month: str) -> TenantRoute:
         plan=plan,
         phase=status.phase,
         endpoints=status.endpoints,
+        retry_at=status.retry_at,
         images_used=owner.images or 0 if counted else 0,
         month=month if counted else "",
     )
