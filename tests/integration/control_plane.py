@@ -110,12 +110,12 @@ def settings(home: Path, **changes: Any) -> ControlSettings:
         "compare_command": (*BARE, str(PARTS / "small_compare.py")),
         "passwords": CHEAP,
         "drain_s": 1.0,
-        "database": database_url(home, like=migrated),
         "warm": 0,
     }
-    if "database" not in changes and not values["database"]:
-        home.mkdir(mode=0o700, exist_ok=True)
-        if not (home / "polyolo.db").exists():
+    if "database" not in changes:
+        values["database"] = database_url(home, like=migrated)
+        if not values["database"] and not (home / "polyolo.db").exists():
+            home.mkdir(mode=0o700, exist_ok=True)
             (home / "polyolo.db").write_bytes(migrated_file())
     return ControlSettings(**(values | changes))
 
@@ -134,7 +134,7 @@ def database_url(home: Path, like: Callable[[str], str] | None = None) -> str:
 @functools.cache
 def migrated(directory: str) -> str:
     """Return the name of a database with all tables, made once a session."""
-    name = f"migrated {os.getpid()}"  # a child process makes its own, should it need one
+    name = f"migrated {os.getpid()}"
     engine = db.open_engine(postgres.url(directory, name))
     migrate(engine)
     engine.dispose()

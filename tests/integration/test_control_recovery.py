@@ -163,13 +163,16 @@ import asyncio, sys
 from pathlib import Path
 from polyolo.control.app import run
 from tests.integration.control_plane import settings
-asyncio.run(run(settings(Path(sys.argv[1]))))
+home, database = sys.argv[1:]
+asyncio.run(run(settings(Path(home), database=database)))
 """
 
 
 def start_platform(home: Path) -> subprocess.Popen[bytes]:
+    """Start a platform in a process of its own, on a database that is there already."""
+    arguments = [str(home), settings(home).database]
     return subprocess.Popen(
-        [sys.executable, "-c", PLATFORM, str(home)], cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", PLATFORM, *arguments], cwd=Path(__file__).parents[2]
     )
 
 

@@ -85,6 +85,22 @@ class _Session:
     def _open(self) -> None:
         raise NotImplementedError
 
+    def _request(
+        self,
+        http: httpx.Client | httpx.AsyncClient,
+        call: Call[T],
+        content: Any,
+        timeout: float,
+    ) -> httpx.Request:
+        return http.build_request(
+            call.method,
+            self.url + call.path,
+            params=call.query,
+            headers=call_headers(call, self.api_key),
+            content=content,
+            timeout=timeout,
+        )
+
 
 class Client(_Session):
     """Use polyolo from blocking code. Threads may share one client; close it, or use `with`."""
@@ -118,14 +134,7 @@ class Client(_Session):
 
     def _once(self, call: Call[T], timeout: float) -> T:
         content = call.body.chunks() if isinstance(call.body, File) else call.body
-        request = self._http.build_request(
-            call.method,
-            self.url + call.path,
-            params=call.query,
-            headers=call_headers(call, self.api_key),
-            content=content,
-            timeout=timeout,
-        )
+        request = self._request(self._http, call, content, timeout)
         try:
             response = self._http.send(request, stream=True)
             try:
@@ -271,14 +280,7 @@ class AsyncClient(_Session):
 
     async def _once(self, call: Call[T], timeout: float) -> T:  # noqa: ASYNC109 - handed to httpx
         content = _in_thread(call.body) if isinstance(call.body, File) else call.body
-        request = self._http.build_request(
-            call.method,
-            self.url + call.path,
-            params=call.query,
-            headers=call_headers(call, self.api_key),
-            content=content,
-            timeout=timeout,
-        )
+        request = self._request(self._http, call, content, timeout)
         try:
             response = await self._http.send(request, stream=True)
             try:
