@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from polyolo.drivers import replicas
 from polyolo.drivers.kubernetes.naming import HTTP, RELEASE, Object
 from polyolo.types import Phase, RuntimeStatus
 
@@ -154,34 +155,27 @@ def _ask(
 def together(
     tenant: str, pods: list[Pod], said: Mapping[str, RuntimeStatus], in_force: int, release: str
 ) -> RuntimeStatus:
-    """Return the runtime's status from its pods'.
+    """Return what the pods of a runtime are together; those that leave are not asked any more.
 
     in_force: generation that the objects are of, 0 when they are not as they should be. release:
-    that the pods should be of; one that is of another follows nothing. READY with one replica that
-    answers; generation and models are those of the last to follow. The endpoints stand in the
-    order in which the pods were made, `reason` says what ails another one.
+    that the pods should be of; one that is of another follows no generation.
     """
-    mute = [pod.name for pod in pods if pod.state is State.READY and pod.name not in said]
-    failed = [pod.reason for pod in pods if pod.state is State.FAILED]
-    ails = failed[0] if failed else "it does not answer" if mute else ""
-    answering = [
-        said[pod.name] if pod.release == release else replace(said[pod.name], observed_generation=0)
-        for pod in sorted(pods, key=lambda pod: (pod.made, pod.name))
-        if pod.name in said and said[pod.name].phase is Phase.READY
-    ]
-    if answering:
-        last = min(answering, key=lambda status: status.observed_generation)
-        return RuntimeStatus(
-            tenant=tenant,
-            phase=Phase.READY,
-            observed_generation=min(last.observed_generation, in_force),
-            endpoints=tuple(status.endpoints[0] for status in answering),
-            models=last.models,
-            reason=ails,
-            release=last.release,
-        )
-    if ails:
-        return RuntimeStatus(tenant=tenant, phase=Phase.FAILED, reason=ails)
-    reasons = [pod.reason for pod in pods if pod.state is State.STARTING]
-    reason = reasons[0] if reasons else "no pod of it is there yet"
-    return RuntimeStatus(tenant=tenant, phase=Phase.STARTING, reason=reason)
+
+    def copy(pod: Pod) -> RuntimeStatus:
+        told = said.get(pod.name)
+        if told is not None:
+            bound = in_force if pod.release == release else 0
+            phase = Phase.READY if told.phase is Phase.READY else Phase.STARTING
+            generation = min(told.observed_generation, bound)
+            return replace(told, phase=phase, observed_generation=generation)
+        if pod.state is State.STARTING:
+            return RuntimeStatus(tenant=tenant, phase=Phase.STARTING, reason=pod.reason)
+        reason = pod.reason or "it does not answer"
+        return RuntimeStatus(tenant=tenant, phase=Phase.FAILED, reason=reason)
+
+    oldest_first = sorted(pods, key=lambda pod: (pod.made, pod.name))
+    copies = [copy(pod) for pod in oldest_first if pod.state is not State.LEAVING]
+    if not copies:
+        reason = "no pod of it is there yet"
+        return RuntimeStatus(tenant=tenant, phase=Phase.STARTING, reason=reason)
+    return replicas.together(tenant, copies)
