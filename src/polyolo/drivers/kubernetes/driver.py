@@ -37,7 +37,7 @@ from polyolo.drivers.kubernetes.naming import (
     place,
     tenant_of,
 )
-from polyolo.drivers.kubernetes.pods import State, statuses, tell, together
+from polyolo.drivers.kubernetes.pods import Pod, State, statuses, tell, together
 from polyolo.drivers.kubernetes.render import Features, render
 from polyolo.drivers.kubernetes.settings import ClusterSettings, Scaling, Use
 from polyolo.drivers.kubernetes.workload import document
@@ -325,13 +325,14 @@ class KubernetesDriver:
         """Tell ready pods of the spec, and have failed ones replaced."""
         found = contents.pods(seen)
         said = statuses(found, spec.tenant, keys)
-        body = document(spec, self._settings)
+        body, behind = document(spec, self._settings), list[Pod]()
         for pod in found:
             told = said.get(pod.name)
             if pod.state is State.FAILED or (pod.state is State.READY and told is None):
                 self._delete(POD, where.namespace, pod.name, grace_s=_KILL_S)
             elif told is not None and told.observed_generation < spec.generation:
-                tell(pod, body, keys)
+                behind.append(pod)
+        tell(behind, body, keys)
 
     def _delete(self, kind: Kind, namespace: str, name: str, *, grace_s: int | None = None) -> None:
         """Begin to delete an object, and know at once that it goes."""

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from polyolo.drivers import replicas
+from polyolo.drivers import ANSWER_S, SETTLE_MS, replicas
 from polyolo.drivers.kubernetes.naming import HTTP, RELEASE, Object
 from polyolo.types import Phase, RuntimeStatus
 
-ANSWER_S = 1.5
-"""Seconds that a runtime may take to answer; see the process driver, which gives it the same."""
 TOKEN = "POLYOLO_RUNTIME_TOKEN"  # noqa: S105  # a variable's name
 """Variable with what proves to a runtime that it is control that speaks."""
 _ANSWER_BYTES = 1 << 20
+_AT_ONCE = 16  # pods asked, of one runtime
 _HOPELESS = {
     "CrashLoopBackOff": "its container ends by itself",
     "ImagePullBackOff": "its image cannot be pulled",
@@ -29,6 +29,9 @@ _HOPELESS = {
     "RunContainerError": "its container cannot be started",
 }
 """Reasons for which a container waits that time alone does not cure."""
+
+
+T = TypeVar("T")
 
 
 class State(StrEnum):
@@ -104,26 +107,36 @@ def _failure(container: Mapping[str, Any]) -> str:
 
 def statuses(pods: Iterable[Pod], tenant: str, keys: Mapping[str, str]) -> dict[str, RuntimeStatus]:
     """Ask ready pods for their status; return it by name, without those that do not answer."""
-    found = {}
-    for pod in pods:
-        if pod.state is State.READY:
-            said = _ask_twice(pod, keys)
-            if said is not None:
-                # A runtime speaks for itself only, and cannot say where it is reached.
-                found[pod.name] = replace(
-                    said, tenant=tenant, endpoints=(pod.endpoint,), release=pod.release
-                )
-    return found
+    ready = [pod for pod in pods if pod.state is State.READY]
+    answers = _of_each(ready, lambda pod: _ask_twice(pod, keys))
+    # A runtime speaks for itself only, and cannot say where it is reached.
+    return {
+        pod.name: replace(said, tenant=tenant, endpoints=(pod.endpoint,), release=pod.release)
+        for pod, said in zip(ready, answers, strict=True)
+        if said is not None
+    }
 
 
-def tell(pod: Pod, document: bytes, keys: Mapping[str, str]) -> None:
-    """Push the spec document to a pod. Raises OSError when it does not take it."""
-    try:
-        code, _ = _ask(pod.address, "PUT", "/runtime/spec", keys, document)
-    except OSError as error:
-        raise OSError(f"the runtime did not take its spec: {error}") from None
-    if code >= 300:
-        raise OSError(f"the runtime refused its spec with status {code}")
+def tell(pods: Sequence[Pod], document: bytes, keys: Mapping[str, str]) -> None:
+    """Push the spec document to pods. Raises OSError when one does not take it."""
+
+    def push(pod: Pod) -> None:
+        try:
+            code, _ = _ask(pod.address, "PUT", "/runtime/spec", keys, document)
+        except OSError as error:
+            raise OSError(f"the runtime did not take its spec: {error}") from None
+        if code >= 300:
+            raise OSError(f"the runtime refused its spec with status {code}")
+
+    _of_each(pods, push)
+
+
+def _of_each(pods: Sequence[Pod], ask: Callable[[Pod], T]) -> list[T]:
+    """Return what each pod answers, asked at once: one that hangs costs the others no time."""
+    if len(pods) < 2:
+        return [ask(pod) for pod in pods]
+    with ThreadPoolExecutor(min(len(pods), _AT_ONCE)) as pool:
+        return list(pool.map(ask, pods))
 
 
 def _ask_twice(pod: Pod, keys: Mapping[str, str]) -> RuntimeStatus | None:
@@ -141,7 +154,11 @@ def _ask(
     address: str, method: str, target: str, keys: Mapping[str, str], body: bytes | None = None
 ) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(address, HTTP, timeout=ANSWER_S)
-    headers = {"content-type": "application/json", "authorization": f"Bearer {keys.get(TOKEN, '')}"}
+    headers = {
+        "content-type": "application/json",
+        "authorization": f"Bearer {keys.get(TOKEN, '')}",
+        "polyolo-timeout-ms": str(SETTLE_MS),
+    }
     try:
         connection.request(method, target, body, headers)
         answer = connection.getresponse()
