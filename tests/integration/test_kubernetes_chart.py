@@ -17,6 +17,7 @@ from helm_python.chart import Chart, lint
 from helm_python.errors import HelmError
 
 from polyolo.cli.cluster import in_cluster
+from polyolo.control.plans import read
 from polyolo.drivers.kubernetes.naming import OBJECT, place
 from polyolo.drivers.kubernetes.settings import ClusterSettings, Scaling
 from polyolo.errors import InvalidValueError
@@ -25,9 +26,19 @@ from tests.cluster.apiserver import KEDA, MONITORING
 from tests.cluster.clusters import SETTINGS, clustered, spec_of
 
 CHART = Path(__file__).parents[2] / "deploy/helm/polyolo"
+PLANS = """
+[[plan]]
+name = "vision"
+max_replicas = 3
+"""
 EVERYTHING = {
     "images": {"pullSecrets": ["registry"], "releases": {"0.0.9": "polyolo-serving:0.0.9"}},
-    "control": {"store": {"url": "s3://models"}, "env": [{"name": "AWS_REGION", "value": "eu"}]},
+    "control": {
+        "store": {"url": "s3://models"},
+        "env": [{"name": "AWS_REGION", "value": "eu"}],
+        "plans": PLANS,
+        "options": ["--registration=closed"],
+    },
     "gateway": {
         "autoscaling": {"enabled": False},
         "trustedProxies": ["10.0.0.0/8"],
@@ -165,11 +176,24 @@ def test_control_understands_what_the_chart_tells_it(objects, tmp_path, monkeypa
     assert set(told) <= set(ClusterSettings.__dataclass_fields__)
 
 
+def test_the_plans_arrive_as_they_were_written(tmp_path):
+    """The very code that reads a plan file reads the chart's; without plans there is no option."""
+    made = rendered(EVERYTHING)
+    file = tmp_path / "plans.toml"
+    file.write_text(made["ConfigMap", "polyolo-control"]["data"]["plans.toml"])
+    assert [(plan.name, plan.max_replicas) for plan in read(file)] == [("vision", 3)]
+    told = made["Deployment", "polyolo-control"]["spec"]["template"]["spec"]["containers"][0]
+    assert "/etc/polyolo/plans.toml" in told["args"]
+    usual = rendered()["Deployment", "polyolo-control"]["spec"]["template"]["spec"]
+    assert "--plans" not in usual["containers"][0]["args"]
+
+
 def test_the_commands_know_the_arguments(objects):
     """Every option that the chart gives is one of the command's."""
     for name, command in (("control", "control"), ("gateway", "gateway")):
         container = objects["Deployment", f"polyolo-{name}"]["spec"]["template"]["spec"]
-        given = [a for a in container["containers"][0]["args"] if a.startswith("--")]
+        arguments = container["containers"][0]["args"]
+        given = [word.partition("=")[0] for word in arguments if word.startswith("--")]
         source = (CHART.parents[2] / "src/polyolo/cli/serve.py").read_text()
         body = re.search(rf"^def {command}\((.*?)\) -> int:", source, re.MULTILINE | re.DOTALL)
         assert body is not None

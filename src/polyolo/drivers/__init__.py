@@ -12,6 +12,14 @@ from typing import Protocol
 
 from polyolo.types import RuntimeSpec, RuntimeStatus
 
+ANSWER_S = 1.5
+"""Seconds that a runtime may take to tell its status. Its event loop does nothing heavy, so this
+is long even on a machine under full load; asked twice, and found by a look every 5 s, a hung
+runtime is known as such within 8 s."""
+SETTLE_MS = 300
+"""Milliseconds that a runtime may take to put a spec in force before it answers: longer than a
+small model takes, so that whoever asked for it need not ask again."""
+
 
 class Driver(Protocol):
     """What the reconciler needs from a place where runtimes live.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from polyolo.drivers import replicas
+from polyolo.drivers import ANSWER_S, SETTLE_MS, replicas
 from polyolo.drivers.children import KILLED_S, Children, Fork, kill
 from polyolo.drivers.rundir import Put, RunDirectory, made, place
 from polyolo.drivers.unixhttp import ask
@@ -30,17 +30,10 @@ from polyolo.sandbox.layers import UNCONFINED, Isolation
 from polyolo.sealedfile import KEY_HEADER, KEY_VARIABLE
 from polyolo.types import OUTDATED, Phase, Resources, RuntimeSpec, RuntimeStatus
 
-ANSWER_S = 1.5
-"""Seconds that a runtime may take to tell its status. Its event loop does nothing heavy, so this
-is long even on a machine under full load; asked twice, and found by a look every 5 s, a hung
-runtime is known as such within 8 s."""
 START_S = 60.0
 """Seconds from a process's start after which one that never answered counts as failed."""
 _SILENT_S = 5.0
 """A runtime that was silent so recently is asked once more, not twice."""
-SETTLE_MS = 300
-"""Milliseconds that a runtime may take to put a spec in force before it answers: longer than a
-small model takes, so that whoever asked for it need not ask again."""
 _WARM_ANSWER_S = 0.2
 """Seconds that a warm process may take to answer; else a new one is started instead."""
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH")

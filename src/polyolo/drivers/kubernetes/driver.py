@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Mapping
 
 from polyolo import telemetry
 from polyolo.drivers.kubernetes import contents
-from polyolo.drivers.kubernetes import pods as replicas
 from polyolo.drivers.kubernetes.cluster import (
     AUTOSCALER,
     BY_NAME,
@@ -38,7 +37,7 @@ from polyolo.drivers.kubernetes.naming import (
     place,
     tenant_of,
 )
-from polyolo.drivers.kubernetes.pods import State, together
+from polyolo.drivers.kubernetes.pods import Pod, State, statuses, tell, together
 from polyolo.drivers.kubernetes.render import Features, render
 from polyolo.drivers.kubernetes.settings import ClusterSettings, Scaling, Use
 from polyolo.drivers.kubernetes.workload import document
@@ -202,7 +201,7 @@ class KubernetesDriver:
                 )
             if all(pod.state is State.LEAVING for pod in found):
                 return RuntimeStatus(tenant=tenant, phase=Phase.STOPPING, reason="draining")
-        said = replicas.statuses(found, tenant, keys)
+        said = statuses(found, tenant, keys)
         status = together(tenant, found, said, in_force, spec.release if spec else "")
         if status.phase is Phase.STARTING and not found:
             return self._explained(status, where)
@@ -325,14 +324,15 @@ class KubernetesDriver:
     ) -> None:
         """Tell ready pods of the spec, and have failed ones replaced."""
         found = contents.pods(seen)
-        said = replicas.statuses(found, spec.tenant, keys)
-        body = document(spec, self._settings)
+        said = statuses(found, spec.tenant, keys)
+        body, behind = document(spec, self._settings), list[Pod]()
         for pod in found:
             told = said.get(pod.name)
             if pod.state is State.FAILED or (pod.state is State.READY and told is None):
                 self._delete(POD, where.namespace, pod.name, grace_s=_KILL_S)
             elif told is not None and told.observed_generation < spec.generation:
-                replicas.tell(pod, body, keys)
+                behind.append(pod)
+        tell(behind, body, keys)
 
     def _delete(self, kind: Kind, namespace: str, name: str, *, grace_s: int | None = None) -> None:
         """Begin to delete an object, and know at once that it goes."""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from polyolo.drivers import ANSWER_S, SETTLE_MS, replicas
 from polyolo.drivers.kubernetes.naming import HTTP, RELEASE, Object
 from polyolo.types import Phase, RuntimeStatus
 
-ANSWER_S = 1.5
-"""Seconds that a runtime may take to answer; see the process driver, which gives it the same."""
 TOKEN = "POLYOLO_RUNTIME_TOKEN"  # noqa: S105  # a variable's name
 """Variable with what proves to a runtime that it is control that speaks."""
 _ANSWER_BYTES = 1 << 20
+_AT_ONCE = 16  # pods asked, of one runtime
 _HOPELESS = {
     "CrashLoopBackOff": "its container ends by itself",
     "ImagePullBackOff": "its image cannot be pulled",
@@ -28,6 +29,9 @@ _HOPELESS = {
     "RunContainerError": "its container cannot be started",
 }
 """Reasons for which a container waits that time alone does not cure."""
+
+
+T = TypeVar("T")
 
 
 class State(StrEnum):
@@ -103,26 +107,36 @@ def _failure(container: Mapping[str, Any]) -> str:
 
 def statuses(pods: Iterable[Pod], tenant: str, keys: Mapping[str, str]) -> dict[str, RuntimeStatus]:
     """Ask ready pods for their status; return it by name, without those that do not answer."""
-    found = {}
-    for pod in pods:
-        if pod.state is State.READY:
-            said = _ask_twice(pod, keys)
-            if said is not None:
-                # A runtime speaks for itself only, and cannot say where it is reached.
-                found[pod.name] = replace(
-                    said, tenant=tenant, endpoints=(pod.endpoint,), release=pod.release
-                )
-    return found
+    ready = [pod for pod in pods if pod.state is State.READY]
+    answers = _of_each(ready, lambda pod: _ask_twice(pod, keys))
+    # A runtime speaks for itself only, and cannot say where it is reached.
+    return {
+        pod.name: replace(said, tenant=tenant, endpoints=(pod.endpoint,), release=pod.release)
+        for pod, said in zip(ready, answers, strict=True)
+        if said is not None
+    }
 
 
-def tell(pod: Pod, document: bytes, keys: Mapping[str, str]) -> None:
-    """Push the spec document to a pod. Raises OSError when it does not take it."""
-    try:
-        code, _ = _ask(pod.address, "PUT", "/runtime/spec", keys, document)
-    except OSError as error:
-        raise OSError(f"the runtime did not take its spec: {error}") from None
-    if code >= 300:
-        raise OSError(f"the runtime refused its spec with status {code}")
+def tell(pods: Sequence[Pod], document: bytes, keys: Mapping[str, str]) -> None:
+    """Push the spec document to pods. Raises OSError when one does not take it."""
+
+    def push(pod: Pod) -> None:
+        try:
+            code, _ = _ask(pod.address, "PUT", "/runtime/spec", keys, document)
+        except OSError as error:
+            raise OSError(f"the runtime did not take its spec: {error}") from None
+        if code >= 300:
+            raise OSError(f"the runtime refused its spec with status {code}")
+
+    _of_each(pods, push)
+
+
+def _of_each(pods: Sequence[Pod], ask: Callable[[Pod], T]) -> list[T]:
+    """Return what each pod answers, asked at once: one that hangs costs the others no time."""
+    if len(pods) < 2:
+        return [ask(pod) for pod in pods]
+    with ThreadPoolExecutor(min(len(pods), _AT_ONCE)) as pool:
+        return list(pool.map(ask, pods))
 
 
 def _ask_twice(pod: Pod, keys: Mapping[str, str]) -> RuntimeStatus | None:
@@ -140,7 +154,11 @@ def _ask(
     address: str, method: str, target: str, keys: Mapping[str, str], body: bytes | None = None
 ) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(address, HTTP, timeout=ANSWER_S)
-    headers = {"content-type": "application/json", "authorization": f"Bearer {keys.get(TOKEN, '')}"}
+    headers = {
+        "content-type": "application/json",
+        "authorization": f"Bearer {keys.get(TOKEN, '')}",
+        "polyolo-timeout-ms": str(SETTLE_MS),
+    }
     try:
         connection.request(method, target, body, headers)
         answer = connection.getresponse()
@@ -154,34 +172,27 @@ def _ask(
 def together(
     tenant: str, pods: list[Pod], said: Mapping[str, RuntimeStatus], in_force: int, release: str
 ) -> RuntimeStatus:
-    """Return the runtime's status from its pods'.
+    """Return what the pods of a runtime are together; those that leave are not asked any more.
 
     in_force: generation that the objects are of, 0 when they are not as they should be. release:
-    that the pods should be of; one that is of another follows nothing. READY with one replica that
-    answers; generation and models are those of the last to follow. The endpoints stand in the
-    order in which the pods were made, `reason` says what ails another one.
+    that the pods should be of; one that is of another follows no generation.
     """
-    mute = [pod.name for pod in pods if pod.state is State.READY and pod.name not in said]
-    failed = [pod.reason for pod in pods if pod.state is State.FAILED]
-    ails = failed[0] if failed else "it does not answer" if mute else ""
-    answering = [
-        said[pod.name] if pod.release == release else replace(said[pod.name], observed_generation=0)
-        for pod in sorted(pods, key=lambda pod: (pod.made, pod.name))
-        if pod.name in said and said[pod.name].phase is Phase.READY
-    ]
-    if answering:
-        last = min(answering, key=lambda status: status.observed_generation)
-        return RuntimeStatus(
-            tenant=tenant,
-            phase=Phase.READY,
-            observed_generation=min(last.observed_generation, in_force),
-            endpoints=tuple(status.endpoints[0] for status in answering),
-            models=last.models,
-            reason=ails,
-            release=last.release,
-        )
-    if ails:
-        return RuntimeStatus(tenant=tenant, phase=Phase.FAILED, reason=ails)
-    reasons = [pod.reason for pod in pods if pod.state is State.STARTING]
-    reason = reasons[0] if reasons else "no pod of it is there yet"
-    return RuntimeStatus(tenant=tenant, phase=Phase.STARTING, reason=reason)
+
+    def copy(pod: Pod) -> RuntimeStatus:
+        told = said.get(pod.name)
+        if told is not None:
+            bound = in_force if pod.release == release else 0
+            phase = Phase.READY if told.phase is Phase.READY else Phase.STARTING
+            generation = min(told.observed_generation, bound)
+            return replace(told, phase=phase, observed_generation=generation)
+        if pod.state is State.STARTING:
+            return RuntimeStatus(tenant=tenant, phase=Phase.STARTING, reason=pod.reason)
+        reason = pod.reason or "it does not answer"
+        return RuntimeStatus(tenant=tenant, phase=Phase.FAILED, reason=reason)
+
+    oldest_first = sorted(pods, key=lambda pod: (pod.made, pod.name))
+    copies = [copy(pod) for pod in oldest_first if pod.state is not State.LEAVING]
+    if not copies:
+        reason = "no pod of it is there yet"
+        return RuntimeStatus(tenant=tenant, phase=Phase.STARTING, reason=reason)
+    return replicas.together(tenant, copies)
