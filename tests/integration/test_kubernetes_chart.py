@@ -280,7 +280,10 @@ def lived(scaling: Scaling, without: set[str]) -> set[tuple[str, str, str]]:
 
             if key[1] != "polyolo-deny-all":
                 cluster.server.do(spoil)
-        driver.apply(spec_of("t_a", generation=2, max_replicas=3))
+        deadline = time.monotonic() + 10
+        while any("foreign" in one.get("spec", {}) for one in cluster.there("t_a").values()):
+            driver.apply(spec_of("t_a", generation=2, max_replicas=3))
+            assert time.monotonic() < deadline
         for key in list(cluster.there("t_a")):
             if key[0] not in ("namespaces", "secrets") and key[1] == OBJECT:
                 cluster.server.do(
