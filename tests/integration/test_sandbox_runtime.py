@@ -196,24 +196,31 @@ def test_limits_change_while_it_runs(driver, spec, home, isolation):
     assert not any(path.exists() for path in groups)
 
 
-def test_who_spins_lets_others_go_first(driver, spec, home, isolation):
-    """A runtime that rests has the larger weight, one that takes all it can get loses it."""
+def test_who_opens_models_lets_others_go_first(driver, spec, home, isolation):
+    """A runtime that rests has the larger weight; one that is told something new loses it."""
     needs(isolation, Layer.CPU)
-    bomb = (sys.executable, str(Path(__file__).parent / "bomb.py"))
-    spinning = ProcessDriver(
-        home / "spin", bomb, environment={"BOMB": "spins"}, drain_s=0.0, isolation=isolation
-    )
-    try:
-        pid = started(driver, spec, home)
-        driver.wait(0.05)
-        rests = weight_of(pid)
-        spinning.apply(spec)
-        pid = int(json.loads((home / "spin/t_a/runtime.json").read_text())["pid"])
-        until(lambda: not spinning.wait(0.05) and weight_of(pid) < rests)
-        driver.wait(0.05)
-        assert rests / weight_of(pid) == AHEAD
-    finally:
-        spinning.close()
+    pid = started(driver, spec, home)
+    driver.wait(0.0)
+    rests = weight_of(pid)
+    driver.apply(replace(spec, generation=2))
+    assert rests / weight_of(pid) == AHEAD
+
+
+def test_what_a_group_has_used_is_counted(isolation):
+    """Of all its processes, those that have ended included."""
+    needs(isolation, Layer.CPU)
+    group = isolation.group(Confinement())
+    assert group is not None
+    code = "input(); sum(range(10_000_000))"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        group.add(process.pid)
+        before = group.used_s()
+        process.communicate(b"\n")
+    used = group.used_s()
+    assert before is not None
+    assert used is not None
+    assert used > before + 0.01
+    assert group.remove()
 
 
 def test_what_is_kept_ready_goes_last(home, spec, isolation):
