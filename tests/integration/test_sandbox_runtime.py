@@ -19,10 +19,11 @@ from typing import TypeVar
 import msgspec
 import pytest
 
+from polyolo.drivers.precedence import AHEAD
 from polyolo.drivers.process import ProcessDriver
 from polyolo.sandbox import kernel
 from polyolo.sandbox.cgroups import Groups
-from polyolo.sandbox.confinement import Confinement
+from polyolo.sandbox.confinement import BACKGROUND, Confinement
 from polyolo.sandbox.hierarchies import find
 from polyolo.sandbox.job import run_job
 from polyolo.sandbox.layers import CGROUPS, Isolation, Layer
@@ -151,6 +152,7 @@ def test_it_ends_with_its_platform(spec, home):
 import sys
 from pathlib import Path
 import msgspec
+from polyolo.drivers.precedence import AHEAD
 from polyolo.drivers.process import ProcessDriver
 from polyolo.sandbox.probe import probe
 from polyolo.types import RuntimeSpec
@@ -204,6 +206,57 @@ def test_limits_change_while_it_runs(driver, spec, home, isolation):
     driver.remove("t_a")
     until(lambda: driver.remove("t_a") or not driver.observe())
     assert not any(path.exists() for path in groups)
+
+
+def test_who_opens_models_lets_others_go_first(driver, spec, home, isolation):
+    """A runtime that rests has the larger weight; one that is told something new loses it."""
+    needs(isolation, Layer.CPU)
+    pid = started(driver, spec, home)
+    driver.wait(0.0)
+    rests = weight_of(pid)
+    driver.apply(replace(spec, generation=2))
+    assert rests / weight_of(pid) == AHEAD
+
+
+def test_what_a_group_has_used_is_counted(isolation):
+    """Of all its processes, those that have ended included."""
+    needs(isolation, Layer.CPU)
+    group = isolation.group(Confinement())
+    assert group is not None
+    code = "input(); sum(range(10_000_000))"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        group.add(process.pid)
+        before = group.used_s()
+        process.communicate(b"\n")
+    used = group.used_s()
+    assert before is not None
+    assert used is not None
+    assert used > before + 0.01
+    assert group.remove()
+
+
+def test_what_is_kept_ready_goes_last(home, spec, isolation):
+    """A process that has no tenant yet weighs less than any that has one, until it gets one."""
+    needs(isolation, Layer.CPU)
+    driver = ProcessDriver(home / "run", RUNTIME, warm=1, drain_s=0.0, isolation=isolation)
+    try:
+        ready = home / "run/~1/io/runtime.sock"
+        until(lambda: driver.wait(0.05) or ready.exists())
+        pid = int(json.loads((home / "run/~1/runtime.json").read_text())["pid"])
+        before = weight_of(pid)
+        assert started(driver, spec, home) == pid
+        assert weight_of(pid) / before == AHEAD / BACKGROUND
+    finally:
+        driver.close()
+
+
+def weight_of(pid: int) -> int:
+    """Return the weight of a process's group, in either version's numbers."""
+    for path in isolation_of(pid):
+        for name in ("cpu.weight", "cpu.shares"):
+            if (path / name).exists():
+                return int((path / name).read_text())
+    raise AssertionError("it has no group")
 
 
 def isolation_of(pid: int) -> list[Path]:

@@ -226,6 +226,28 @@ async def test_a_runtime_that_hangs_holds_up_nobody_else():
     await third
 
 
+async def test_what_takes_long_keeps_its_own_tenant_out():
+    """After their lease slow requests keep out those of their own tenant still, until one is done:
+    a runtime that is slow is not made slower by more and more of them."""
+    told = Told()
+    turns = Turns(2, told, lease_s=0.01)
+    slow = [turns.turn("slow", "slow", 1.0, 1e18) for _ in range(4)]
+    for turn in slow[:2]:
+        await turn.__aenter__()
+    more = [asyncio.create_task(turn.__aenter__()) for turn in slow[2:]]
+    async with asyncio.timeout(5):  # both leases are over once both slots are another's
+        async with turns.turn("a", "a", 1.0, 1e18), turns.turn("a", "a", 1.0, 1e18):
+            await settle()
+            assert told.waiting["slow"] == 2
+        assert not more[0].done()
+        slow[0].end()
+        await more[0]
+        await settle()
+        assert not more[1].done()
+        slow[1].end()
+        await more[1]
+
+
 async def test_who_stops_waiting_leaves_no_hole():
     """Requests that end while they wait, or in the moment that their turn comes, cost no slot."""
     world = World(slots=1)

@@ -46,7 +46,7 @@ class _Flow:
     """Seconds that a request of it spends inside."""
     waiting: deque[Turn] = field(default_factory=deque)
     inside: int = 0
-    """Requests of it that keep others out."""
+    """Requests of it that have been let in and are not done."""
     entry: int = 0
     """Number of its valid place in the queue of tenants."""
 
@@ -72,7 +72,7 @@ class Turn:
     charged: float = 0.0
     """Seconds inside that its tenant's tag tells of."""
     inside: bool = False
-    """It keeps others out."""
+    """It keeps other tenants out."""
     waited_s: float = 0.0
 
     async def __aenter__(self) -> Self:
@@ -116,8 +116,8 @@ class Turns:
     ) -> None:
         """Let so many in at once; 0: everybody.
 
-        lease_s: seconds after which a request that is still inside no longer keeps others out. It
-        goes on, and what it takes is counted: a runtime that hangs holds up nobody else's.
+        lease_s: seconds after which a request that is still inside no longer keeps other tenants
+        out. It goes on, and what it takes is counted: a runtime that hangs holds up nobody else's.
         """
         self.slots = slots
         self.clock = clock
@@ -165,7 +165,7 @@ class Turns:
         flow = turn.flow
         others = self._weights - (flow.weight if flow.active else 0.0)
         share = self.slots * flow.weight / (others + flow.weight)
-        if self._inside < self.slots or flow.inside + 1 <= share:
+        if flow.inside < self.slots and (self._inside < self.slots or flow.inside + 1 <= share):
             self._activate(flow)
             flow.tag = max(flow.tag, self._now)
             self._start(turn)
@@ -213,8 +213,8 @@ class Turns:
     def _next(self) -> None:
         while self._inside < self.slots and self._queue:
             tag, entry, flow = heapq.heappop(self._queue)
-            if entry != flow.entry or not flow.waiting:
-                continue
+            if entry != flow.entry or not flow.waiting or flow.inside >= self.slots:
+                continue  # the last comes back when one of its own is done
             if tag < flow.tag:  # it has been charged since
                 self._queue_up(flow)
                 continue
@@ -236,13 +236,10 @@ class Turns:
         self._watcher.waits(turn.name, -1)
 
     def _out(self, turn: Turn) -> None:
-        """Have a request no longer keep others out."""
+        """Have a request no longer keep other tenants out."""
         if turn.inside:
             turn.inside = False
-            turn.flow.inside -= 1
             self._inside -= 1
-            self._deactivate(turn.flow)
-        self._next()
 
     def leave(self, turn: Turn) -> None:
         """Take away a request that stopped waiting, or whose turn came at that moment."""
@@ -262,6 +259,7 @@ class Turns:
         """Have a request that takes long go on without its slot."""
         self._charge(turn)
         self._out(turn)
+        self._next()
 
     def end(self, turn: Turn) -> None:
         """Take note that a request is done, and let the next one in."""
@@ -272,6 +270,11 @@ class Turns:
         flow.estimate += _SMOOTH * (took - flow.estimate)
         turn.started = -1.0
         self._out(turn)
+        flow.inside -= 1
+        self._deactivate(flow)
+        if flow.waiting and flow.inside == self.slots - 1:
+            self._queue_up(flow)
+        self._next()
 
     def _charge(self, turn: Turn) -> float:
         """Have the tenant's tag tell what the request took so far, and return that, seconds."""

@@ -1,0 +1,44 @@
+"""Who goes first on the processor, of the processes of a whole platform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.platform import processes_below
+
+
+def groups(pid: int) -> list[Path]:
+    """Return the control groups of a process that bear the platform's name."""
+    found = []
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        path = line.split(":", 2)[2]
+        if "/polyolo-" in path:
+            found += [
+                mount / path.lstrip("/")
+                for mount in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir())
+                if (mount / path.lstrip("/")).is_dir()
+            ]
+    return found
+
+
+def weight(pid: int) -> int:
+    for group in groups(pid):
+        for name in ("cpu.weight", "cpu.shares"):
+            if (group / name).exists():
+                return int((group / name).read_text())
+    pytest.skip("this host gives the platform no control groups")
+
+
+def test_the_gateway_goes_first_and_nothing_is_left(fresh_platform):
+    """It weighs more than the platform, which is among its own groups; all are gone with it."""
+    platform = fresh_platform
+    platform.start()
+    assert platform.process is not None
+    door = next(pid for pid, line in processes_below(platform.home) if "polyolo.gateway" in line)
+    assert weight(door) >= 16 * weight(platform.process.pid)
+    made = groups(door) + groups(platform.process.pid)
+    assert len({group.name for group in made}) == 2
+    assert platform.stop() == 0
+    assert not [group for group in made if group.exists() or group.parent.exists()]
