@@ -51,6 +51,9 @@ bench: install  ## Speed of one machine as ratios taken in one run
 	@$(BIN)/python -m tests.bench.swap
 	@$(BIN)/python -m tests.bench.auth
 	@$(BIN)/python -m tests.bench.sandbox
+	@$(BIN)/python -m tests.bench.limits
+	@$(BIN)/python -m tests.bench.wake
+	@$(BIN)/python -m tests.bench.density
 
 PROTO := polyolo/serving/inference
 
