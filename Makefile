@@ -64,6 +64,9 @@ bench: install  ## Speed of one machine as ratios taken in one run
 	@$(BIN)/python -m tests.bench.sandbox
 	@$(BIN)/python -m tests.bench.kubernetes
 	@$(BIN)/python -m tests.bench.chaos --kills 20
+	@$(BIN)/python -m tests.bench.limits
+	@$(BIN)/python -m tests.bench.wake
+	@$(BIN)/python -m tests.bench.density
 
 PROTOS := polyolo/serving/inference polyolo/gateway/externalscaler
 

@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import statistics
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import httpx
 
 from polyolo.models import sample_boards
-from tests.e2e.platform import Platform, eventually
+from tests.e2e.platform import Platform
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -133,11 +132,9 @@ def measured(fleet: Fleet, active: int, idle_s: float) -> dict[str, object]:
     assert platform.process is not None
     platform.process.wait()
     started = time.perf_counter()
-    fleet.start()
+    figures["start_up_after_kill_9_s"] = fleet.start()
     fleet.detect(chosen[0])
     figures["kill_9_to_first_answer_s"] = round(time.perf_counter() - started, 2)
-    eventually(lambda: fleet.runtimes() >= active, within=60, what="those in use are back")
-    figures["all_active_back_s"] = round(time.perf_counter() - started, 2)
     return figures
 
 
@@ -156,7 +153,7 @@ def main() -> None:
             list(pool.map(fleet.create, (f"tenant-{number}" for number in range(args.tenants))))
         rate = args.tenants / (time.perf_counter() - started)
         figures = {"created_a_second": round(rate, 1), "runtimes_after_creation": fleet.runtimes()}
-        json.dump(figures | measured(fleet, args.active, args.idle), sys.stdout)
+        print(json.dumps(figures | measured(fleet, args.active, args.idle)))
     finally:
         platform.close()
 

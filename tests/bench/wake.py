@@ -1,6 +1,6 @@
 """How long a tenant that sleeps waits for its first answer, and that a crowd starts one runtime.
 
-`python -m tests.bench.wake [--rounds 60] [--warm 2] [--model FILE] PICTURE` runs `polyolo up` and
+`python -m tests.bench.wake [--rounds 25] [--warm 2] [--model FILE] PICTURE` runs `polyolo up` and
 prints one JSON object. Between two rounds the runtime falls asleep, and the pool of warm processes
 is full again.
 """
@@ -12,12 +12,12 @@ import asyncio
 import http.client
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import httpx
 
+from polyolo.models import STANDARD, bundled, sample_boards
 from tests.e2e.platform import SHARED, Platform, eventually
 
 
@@ -94,16 +94,18 @@ async def crowd(url: str, key: str, picture: bytes, number: int) -> dict[str, in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("picture", nargs="?", type=Path)
-    parser.add_argument("--model", type=Path, default=SHARED / "models/yolox_nano.onnx")
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--model", type=Path, help="[default: YOLOX-Nano, or pcb:2]")
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--option", action="append", default=[], help="more for polyolo up")
     args = parser.parse_args()
-    picture = args.picture or min((SHARED / "photos").glob("*.jpg"))
+    nano = SHARED / "models/yolox_nano.onnx"
+    model = args.model or (nano if nano.exists() else bundled(*STANDARD))
+    picture = args.picture or min((SHARED / "photos").glob("*.jpg"), default=sample_boards()[0])
     platform = Platform()
     figures: dict[str, object] = {}
     try:
-        platform.start("--standard-model", str(args.model), "--warm", str(args.warm), *args.option)
+        platform.start("--standard-model", str(model), "--warm", str(args.warm), *args.option)
         created = time.perf_counter()
         sleeper = Sleeper(platform, "sleeper", args.warm)
         sleeper.first(picture.read_bytes())
@@ -128,7 +130,7 @@ def main() -> None:
         figures["starts_for_the_crowd"] = fresh.starts()
     finally:
         platform.close()
-    json.dump(figures, sys.stdout)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

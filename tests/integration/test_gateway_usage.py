@@ -10,7 +10,7 @@ import sys
 import httpx
 import pytest
 
-from polyolo.types import Phase
+from polyolo.types import Phase, RuntimeStatus
 from tests.e2e.platform import free_port
 from tests.integration.gateway_parts import (
     TOKEN,
@@ -127,8 +127,13 @@ async def test_the_process_serves_drains_and_ends(how: signal.Signals):
         await slow.wait()
         await respond(send, 200, b"late", [])
 
+    async def awake(_: str) -> RuntimeStatus:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
     async with platform() as made:
         made.runtimes["a"].behave = behave
+        made.control.awake = awake
         made.publish(route("b", None, Phase.STARTING))
         free = free_port()
         process = await asyncio.create_subprocess_exec(

@@ -64,6 +64,21 @@ async def test_the_snapshot_may_be_faster_than_the_answer():
         assert (await made.detect("a")).status_code == 200
 
 
+async def test_control_hears_who_waits_for_one_that_starts():
+    """After a restart many stand in line to start; who is waited for comes first."""
+    async with platform() as made:
+
+        async def awake(_: str) -> RuntimeStatus:
+            return status(made, Phase.READY, made.socket("a"))
+
+        made.control.awake = awake
+        made.publish(route("a", None, Phase.STARTING))
+        await made.revision()
+        assert made.control.wakes == []
+        assert (await asyncio.wait_for(made.detect("a"), 5)).status_code == 200
+        assert made.control.wakes == ["t_a"]
+
+
 async def test_a_lost_call_is_made_again():
     """Control fails twice, then says that it is on its way, then that it answers."""
     async with platform() as made:

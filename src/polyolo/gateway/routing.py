@@ -191,9 +191,11 @@ class Directory:
         return endpoint, True
 
     async def _news(self, tenant: str) -> None:
-        """Wait for word from control, asking for it unless that comes anyway; or for a moment."""
-        if self.tenants[tenant].phase in (Phase.ASLEEP, Phase.READY):
-            self._waker.want(tenant)
+        """Wait for word from control, which learns that somebody waits; or for a moment.
+
+        One that starts may stand in line behind others, for which nobody waits.
+        """
+        self._waker.want(tenant)
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_S):
                 await self._changed.wait()
