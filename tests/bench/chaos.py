@@ -240,7 +240,10 @@ def run(
         chaos = Chaos(platform, stack, tenants, seed)
         while kills:
             kind = kinds(chaos.random)
-            chaos.kill(kind)
+            try:
+                chaos.kill(kind)
+            except KeyboardInterrupt:  # what has been seen until then is worth telling
+                break
             kills -= kind != UPGRADE
         return chaos.figures()
 

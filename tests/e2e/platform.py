@@ -90,7 +90,7 @@ class Platform:
                 stderr=log,
                 env={**os.environ, **self.environment},
             )
-        eventually(self._ready, within=20, what="polyolo up answers /readyz")
+        eventually(self._ready, within=40, what="polyolo up answers /readyz")
 
     def _ready(self) -> bool:
         assert self.process is not None

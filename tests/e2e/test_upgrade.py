@@ -31,9 +31,7 @@ class Installed:
         """Put a release there. broken: module that cannot be imported."""
         self.number += 1
         fresh, package = self.place / f"new-{self.number}", self.place / "site" / "polyolo"
-        shutil.copytree(
-            Path(polyolo.__file__).parent, fresh, ignore=shutil.ignore_patterns("*.pyc")
-        )
+        shutil.copytree(Path(polyolo.__file__).parent, fresh)  # compiled files stay valid
         (fresh / "__init__.py").write_text(f'"""polyolo."""\n\n__version__ = "{version}"\n')
         if broken:
             (fresh / broken).write_text("raise RuntimeError('of a broken release')\n")
@@ -67,7 +65,7 @@ class Callers:
                     self.calls += 1
                     self.pictures += pictures
                     self.wrong += [wrong] if wrong else []
-                self._stop.wait(0.02)
+                self._stop.wait(0.05)
 
         thread = threading.Thread(target=run)
         thread.start()
