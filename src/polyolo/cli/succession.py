@@ -32,6 +32,8 @@ class Handed:
     door: Door
     control: int
     """Descriptor of the socket that the control API listens on."""
+    stopping: bool = False
+    """Whether the platform was told to stop meanwhile: then the next program is who does."""
 
 
 def received() -> Handed | None:
@@ -72,7 +74,7 @@ def rehearse() -> None:
 
 
 def hold_signals() -> None:
-    """Have signals wait for the next program."""
+    """Have signals wait for the next program. When other threads have ended: they get them else."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
 
 

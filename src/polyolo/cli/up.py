@@ -188,6 +188,9 @@ async def _run(
     """Run until told to stop; return what is handed over where another program goes on."""
     stop, upgrade = web.signalled(), web.signalled(signal.SIGUSR2)
     succession.take_signals()
+    if before is not None and before.stopping:
+        stop.set()
+    after: Handed | None = None
     # The sockets are ours, so that a gateway's end closes no door.
     door = socket.socket(fileno=before.door.socket) if before else web.bind(host=host, port=port)
     port = door.getsockname()[1]
@@ -219,19 +222,22 @@ async def _run(
             plane.release()
             leaving.set()
             await asyncio.wait({serving}, timeout=_CALLS_S)
-            succession.hold_signals()
             serving.cancel()
-            behind.close()
+            after = Handed(door=gateways.handed(), control=inner.detach())
             door.detach()
-            return Handed(door=gateways.handed(), control=inner.detach())
-        await gateways.close()  # the door first: what is in flight is answered, usage handed over
-        if group is not None:
-            group.remove()
-        plane.release()
-        done.set()
-        await serving
+        else:
+            await gateways.close()  # first: what is in flight is answered, usage handed over
+            if group is not None:
+                group.remove()
+            plane.release()
+            done.set()
+            await serving
     behind.close()
-    return None
+    if after is None:
+        return None
+    succession.hold_signals()
+    await asyncio.sleep(0)  # for those that have come before
+    return replace(after, stopping=stop.is_set())
 
 
 def _weighed(isolation: Isolation, serving: int) -> Group | None:
