@@ -23,10 +23,11 @@ def said(*pods: Pod, generation: int = 7) -> dict[str, RuntimeStatus]:
 
 
 def test_a_pod_of_another_release_follows_no_generation():
-    """It answers until its successor does; whoever waits for the release goes on waiting."""
+    """It answers until its successor does, and is the first to go; whoever waits for the release
+    goes on waiting."""
     both = together("t_a", [NEW, OLD], said(NEW, OLD), 7, "2")
     assert (both.phase, both.observed_generation) == (Phase.READY, 0)
-    assert both.endpoints == (OLD.endpoint, NEW.endpoint)
+    assert both.endpoints == (NEW.endpoint, OLD.endpoint)
     leaving = replace(OLD, state=State.LEAVING)
     after = together("t_a", [NEW, leaving], said(NEW), 7, "2")
     assert (after.observed_generation, after.release) == (7, "2")
