@@ -163,6 +163,8 @@ class Control(Upstream):
     awake: Callable[[str], Awaitable[RuntimeStatus]] | None = None
     """Answers such a call."""
     polls: list[str] = field(default_factory=list)
+    questions: int = 0
+    """How often a gateway asked what the newest revision is."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
 
@@ -174,6 +176,10 @@ class Control(Upstream):
     def publish(self, routes: list[TenantRoute], keys: list[KeyEntry], **more: Any) -> None:
         revision = self.snapshot.revision + 1 if self.snapshot else 1
         self.snapshot = Snapshot(revision=revision, tenants=tuple(routes), keys=tuple(keys), **more)
+        self.tell()
+
+    def tell(self) -> None:
+        """Have the polls look at the snapshot."""
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
@@ -199,6 +205,11 @@ class Control(Upstream):
             asleep = RuntimeStatus(tenant=tenant, phase=Phase.ASLEEP)
             status = await self.awake(tenant) if self.awake else asleep
             await respond(send, 200, msgspec.json.encode(status), [])
+            return
+        if scope["path"] == "/internal/v1/revision":
+            self.questions += 1
+            await respond(send, 200, b"%d" % (self.snapshot.revision if self.snapshot else 0), [])
+            self.tell()
             return
         self.polls.append(query)
         after = int(query.split("&")[0].removeprefix("after="))

@@ -38,6 +38,31 @@ def token(*scopes: str) -> dict[str, str]:
     return {"authorization": f"Bearer {tokens.sign(claims, RULES, KID, KEY)}"}
 
 
+async def test_a_key_made_at_another_control_plane_works_at_once():
+    """The gateway's own one has not heard of it yet: it is asked before anybody is turned away."""
+    async with platform() as made:
+        made.publish(keys=[entry("b")])
+        await made.revision()
+        before = made.control.snapshot
+        assert before is not None
+        made.control.snapshot = replace(  # nobody is told
+            before, revision=before.revision + 1, keys=(entry("a"), entry("b"))
+        )
+        assert (await made.detect("a")).status_code == 200
+        assert made.control.questions == 1
+        assert (await made.detect("b")).status_code == 200
+        assert made.control.questions == 1  # who is known waits for nothing
+
+
+async def test_wrong_keys_at_once_share_a_question():
+    """However many there are, control has next to nothing to do with them."""
+    async with platform() as made:
+        wrong = {"authorization": f"Bearer pk_{'z' * 12}_{'A' * 43}"}
+        answers = await asyncio.gather(*(made.detect("a", headers=wrong) for _ in range(50)))
+        assert {answer.status_code for answer in answers} == {401}
+        assert 1 <= made.control.questions <= 10
+
+
 async def test_a_token_detects_until_it_is_revoked_and_its_use_is_recorded():
     """A gateway checks it by itself; a revocation is in force with the next snapshot."""
     async with platform() as made:

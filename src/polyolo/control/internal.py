@@ -1,4 +1,4 @@
-"""What only gateways may ask: for the snapshot, to wake a runtime, to take what they counted."""
+"""What only gateways may ask: the snapshot, its revision, a runtime woken, their counts taken."""
 
 from __future__ import annotations
 
@@ -114,6 +114,12 @@ def routes(plane: Plane) -> list[Route]:
         plane.leader.look_at([tenant for tenant, load in in_flight.items() if load > IN_FLIGHT])
         return Response(status_code=204)
 
+    async def revision(_: Request) -> Response:
+        # Other control planes' changes are followed five times a second; who asks waits for one.
+        newest = await run_in_threadpool(plane.ledger.revision)
+        plane.changes.publish(newest)
+        return json_response(newest)
+
     async def wake(request: Request) -> Response:
         return json_response(await plane.awake(request.query_params.get("tenant", ""), WAKE_S))
 
@@ -130,6 +136,7 @@ def routes(plane: Plane) -> list[Route]:
 
     return [
         Route("/internal/v1/snapshot", guarded(poll), methods=["GET"]),
+        Route("/internal/v1/revision", guarded(revision), methods=["GET"]),
         Route("/internal/v1/usage", guarded(take_usage), methods=["POST"]),
         Route("/internal/v1/activity", guarded(take_activity), methods=["POST"]),
         Route("/internal/v1/wake", guarded(wake), methods=["POST"]),

@@ -24,7 +24,7 @@ from polyolo.errors import (
     OverloadedError,
     PolyoloError,
 )
-from polyolo.gateway import routing, waking
+from polyolo.gateway import newest, routing, waking
 from polyolo.gateway.activity import Activity
 from polyolo.gateway.connections import Connections, room
 from polyolo.gateway.delivery import deliver
@@ -243,7 +243,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
         quotas.keep(set(routes))
 
     wake = partial(waking.wake, internal, settings.token)
-    directory = Directory(settings, wake=wake, on_swap=swapped)
+    ask = partial(newest.ask, internal, settings.token)
+    directory = Directory(settings, wake=wake, newest=ask, on_swap=swapped)
     activity = Activity()
     reception = Reception(
         settings, directory, meter, rates=rates, quotas=quotas, turns=turns, activity=activity

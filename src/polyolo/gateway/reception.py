@@ -13,7 +13,13 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from polyolo import web
-from polyolo.errors import NotReadyError, OverloadedError, PolyoloError, RateLimitedError
+from polyolo.errors import (
+    NotReadyError,
+    OverloadedError,
+    PolyoloError,
+    RateLimitedError,
+    UnauthenticatedError,
+)
 from polyolo.gateway.activity import Activity
 from polyolo.gateway.auth import authenticate, authorise, presented
 from polyolo.gateway.headers import timeout_s
@@ -122,7 +128,7 @@ class Reception:
         counted = False
         status = 500
         try:
-            who, route = self._known(headers, source)
+            who, route = await self._known(headers, source)
             tenant, name = route.tenant, route.name
             log["tenant"] = name
             await self._within_rate(route, told, billed=billed)
@@ -160,14 +166,23 @@ class Reception:
         except PolyoloError:
             return None
 
-    def _known(
+    async def _known(
         self, headers: Sequence[tuple[bytes, bytes]], source: Address | None
     ) -> tuple[Principal, TenantRoute]:
         """Return who asks, and the route of their tenant."""
-        directory = self._directory
         credential = presented(headers)
-        if why := directory.distrust():
+        if why := self._directory.distrust():
             raise NotReadyError(f"{why}; come again shortly")
+        try:
+            return self._found(credential, source)
+        except UnauthenticatedError:  # it may have been made a moment ago
+            if not await self._directory.catch_up():
+                raise
+        return self._found(credential, source)
+
+    def _found(self, credential: bytes, source: Address | None) -> tuple[Principal, TenantRoute]:
+        """Return whose credential this is, by the snapshot in force."""
+        directory = self._directory
         principal = authenticate(credential, directory.keys, directory.book, time.time())
         ranges = directory.ranges.get(principal.id, ())
         return principal, authorise(principal, directory.tenants, ranges=ranges, source=source)

@@ -16,6 +16,8 @@ from polyolo.errors import NotReadyError, OverloadedError
 from polyolo.gateway.endpoints import Endpoints
 from polyolo.gateway.entries import Entries
 from polyolo.gateway.limits import Bound
+from polyolo.gateway.newest import Ask, Newest
+from polyolo.gateway.newest import nobody as nobody_to_ask
 from polyolo.gateway.settings import Settings
 from polyolo.gateway.source import Networks, networks
 from polyolo.gateway.tokens import TokenBook
@@ -26,6 +28,7 @@ from polyolo.types import KeyEntry, Phase, RuntimeStatus, Snapshot, TenantRoute
 _LOOK_S = 0.25  # between two looks of a request that waits, at most
 _POLL_S = 30.0  # control answers a long poll after 20 s at the latest
 _PUT_OFF_S = 30.0  # control puts a start off for so long at most; its clock may be another one
+_CATCH_UP_S = 1.0  # in which a control plane follows what another one has changed
 _BACK_OFF_S = (0.05, 5.0)  # first and longest pause while control is away
 
 _decode = msgspec.json.Decoder(Snapshot).decode
@@ -50,10 +53,12 @@ class Directory:
         settings: Settings,
         *,
         wake: Wake = nobody,
+        newest: Ask = nobody_to_ask,
         on_swap: Callable[[Directory, Swap], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._waker = Waker(wake, self._woken)
+        self._newest = Newest(newest, clock)
         self.endpoints = Endpoints(clock)
         self._settings = settings
         self._on_swap = on_swap
@@ -137,8 +142,9 @@ class Directory:
             return True
 
     def close(self) -> None:
-        """Wake nothing any more."""
+        """Wake nothing any more, and ask nothing."""
         self._waker.close()
+        self._newest.close()
 
     async def informed(self, seconds: float) -> None:
         """Wait for the first snapshot, or for so long."""
@@ -146,6 +152,17 @@ class Directory:
             async with asyncio.timeout(seconds):
                 while self.revision < 0:
                     await self._changed.wait()
+
+    async def catch_up(self) -> bool:
+        """Wait for a snapshot no older than this call, or for so long; say whether it is another
+        one than before."""
+        before = self.revision
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CATCH_UP_S):
+                newest = await self._newest.revision()
+                while newest is not None and self.revision < newest:
+                    await self._changed.wait()
+        return self.revision != before
 
     def confirm(self) -> None:
         """Note that control has just said that the snapshot in force is the newest."""
