@@ -67,6 +67,12 @@ def found(*arguments: str) -> Any:
     return json.loads(said) if said else None
 
 
+def listed(*arguments: str) -> list[Object]:
+    """Return the objects that `kubectl get` finds."""
+    seen = found(*arguments)  # of an empty list kubectl says nothing
+    return [] if seen is None else list(seen["items"])
+
+
 class ClusterPlatform:
     """One installation, with what it borrows from this machine."""
 
@@ -158,7 +164,7 @@ class ClusterPlatform:
 
     def left(self) -> list[str]:
         """Return the namespaces of tenants that there are."""
-        items = found("namespaces", "-l", f"polyolo/platform={PLATFORM}")["items"]
+        items = listed("namespaces", "-l", f"polyolo/platform={PLATFORM}")
         return [one["metadata"]["name"] for one in items]
 
     def operator(self) -> Client:
@@ -179,7 +185,7 @@ class ClusterPlatform:
 
     def pods(self, tenant: Tenant) -> list[Object]:
         """Return the tenant's pods that are ready and stay."""
-        items = found("-n", self.namespace(tenant), "pods")["items"]
+        items = listed("-n", self.namespace(tenant), "pods")
         return [one for one in items if _is_ready(one)]
 
     def service(self, name: str) -> str:

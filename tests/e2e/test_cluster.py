@@ -19,7 +19,7 @@ from polyolo.errors import PolyoloError
 from polyolo.models import bundled
 from polyolo.resources import Tenant
 from polyolo.types import Phase
-from tests.e2e.cluster import PLATFORM, ClusterPlatform, found, kubectl
+from tests.e2e.cluster import PLATFORM, ClusterPlatform, found, kubectl, listed
 from tests.e2e.platform import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -57,7 +57,7 @@ def asleep(platform: ClusterPlatform, tenant: Tenant) -> None:
 
         def none() -> bool:
             status = operator.get_runtime(tenant.id)
-            pods = found("-n", platform.namespace(tenant), "pods")["items"]
+            pods = listed("-n", platform.namespace(tenant), "pods")
             return status.phase is Phase.ASLEEP and not pods
 
         eventually(none, within=120, what="its last pod goes")
@@ -99,8 +99,8 @@ def test_a_model_is_swapped_and_settings_are_in_force_at_once(platform, board, t
         assert client.detect(board).model.version == 2
         told("push, use and first answer of another version", time.monotonic() - started)
         started = time.monotonic()
-        client.change_settings("city", confidence=0.99)
-        eventually(lambda: not client.detect(board).detections, within=30, what="settings")
+        client.change_settings("city", max_detections=1)
+        eventually(lambda: len(client.detect(board).detections) == 1, within=30, what="settings")
         told("a change of settings in force", time.monotonic() - started)
         assert [one["metadata"]["name"] for one in platform.pods(tenant)] == [
             pod["metadata"]["name"]
@@ -238,7 +238,7 @@ def test_nothing_is_left_of_a_tenant(platform, board, told):
         operator.delete_tenant(tenant.id)
     eventually(lambda: home not in platform.left(), within=120, what="its namespace goes")
     told("tenants delete until nothing is left", time.monotonic() - started)
-    volumes = found("persistentvolumes")["items"]
+    volumes = listed("persistentvolumes")
     assert [
         one for one in volumes if one["spec"].get("claimRef", {}).get("namespace") == home
     ] == []
