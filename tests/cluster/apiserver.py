@@ -141,6 +141,9 @@ class ApiServer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await runner.cleanup()
+        for transport in list(self._loop._transports.values()):  # those it had no time to know
+            transport.abort()
+        await asyncio.sleep(0)  # closing is done in the loop's next turn
 
     def _check(self, made: dict[str, Any]) -> None:
         if made["kind"] != "Pod" and (said := schemas.complaint(made, self._strict)):
