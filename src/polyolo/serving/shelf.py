@@ -207,6 +207,8 @@ class Shelf:
                 self._owner.unloaded(idle)
                 if idle.closing is not None:
                     await asyncio.wait([idle.closing])
+            elif closing := self._closing():  # they give their memory back in a moment
+                await asyncio.wait(closing)
             elif any(self._holding_memory()):
                 raise room.refusal()
             else:
@@ -218,6 +220,11 @@ class Shelf:
             if not loaded.leased and not self._owner.needs(loaded, beside):
                 return loaded
         return None
+
+    def _closing(self) -> list[asyncio.Task[None]]:
+        """Return what goes on of closing what no request holds any more."""
+        found = [leaving.closing for leaving in self._leaving]
+        return [closing for closing in found if closing is not None and not closing.done()]
 
     def _holding_memory(self) -> Iterator[LoadedModel]:
         yield from self._open.values()
