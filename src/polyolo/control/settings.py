@@ -99,7 +99,7 @@ class ControlSettings:
     takes about 100 MB. Default 2: one for a second tenant while the first is replaced."""
 
     succeeds: bool = False
-    """Whether this process was the platform before, as another program: see `cli.upgrade`."""
+    """Whether this process was the platform before, as another program: see `cli.succession`."""
 
     def __post_init__(self) -> None:
         if not 184 <= self.audit_days <= 365:
