@@ -357,7 +357,8 @@ class ProcessDriver:
     def _end_and_delete(self, directory: RunDirectory) -> None:
         if self._end(directory):
             self._ending.pop(directory.path, None)
-            self._children.reap(0.0)  # its end is put on record in its directory, for the last time
+            # Its end is put on record in its directory for the last time, and its sandbox is gone.
+            self._children.see_end(directory.process())
             directory.delete()
 
     def _go_on_ending(self, directory: RunDirectory) -> None:
