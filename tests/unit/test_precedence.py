@@ -118,6 +118,25 @@ def test_who_opens_models_waits_for_the_others(machine: Machine):
     assert machine.weights() == {"loads": [1.0], "victim": [AHEAD]}
 
 
+def test_who_has_no_savings_yields(machine: Machine):
+    """Where the kernel can, it runs on what the others leave, until it has savings again."""
+    yields = {}
+    for name in ("flood", "victim", ""):
+        yields[name] = machine.add(name).directories[Layer.CPU] / "cpu.idle"
+        yields[name].write_text("0")
+    for _ in range(4):
+        machine.look(victim=0.3, flood=1.6)
+    assert {name: file.read_text() for name, file in yields.items()} == {
+        "flood": "1",
+        "victim": "0",
+        "": "1",
+    }
+    for _ in range(3):
+        machine.look(victim=0.3, flood=0.0)
+    assert yields["flood"].read_text() == "0"
+    assert machine.weights()["flood"] == [AHEAD]
+
+
 def test_copies_share_one_weight(machine: Machine):
     """Four copies of a tenant weigh as much as another's single one."""
     for _ in range(4):

@@ -115,6 +115,13 @@ def test_weights_and_use_of_version_2(tmp_path: Path):
     for weight, written in ((16.0, "1600"), (1.0, "100"), (0.001, "1"), (1000.0, "10000")):
         made.weigh(weight)
         assert (path / "cpu.weight").read_text() == written
+    (path / "cpu.idle").write_text("0")
+    made.weigh(16.0, yields=True)  # a group that yields takes no weight
+    assert (path / "cpu.idle").read_text() == "1"
+    assert (path / "cpu.weight").read_text() == "10000"
+    made.weigh(16.0)
+    assert (path / "cpu.idle").read_text() == "0"
+    assert (path / "cpu.weight").read_text() == "1600"
     assert made.used_s() is None
     (path / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\nsystem_usec 2\n")
     assert made.used_s() == 1.5

@@ -23,7 +23,7 @@ import polyolo
 from polyolo import telemetry
 from polyolo.control.memfile import MemoryFile, gathered
 from polyolo.errors import ModelRefusedError
-from polyolo.sandbox.confinement import BACKGROUND, Confinement
+from polyolo.sandbox.confinement import Confinement
 from polyolo.sandbox.job import Ending, Outcome, run_job
 from polyolo.sandbox.layers import Isolation, Layer
 
@@ -139,7 +139,7 @@ def _confinement(converter: Converter, limit: int) -> Confinement:
         address_bytes=16 << 30,  # PyTorch's libraries reserve several GiB
         cpu_s=int(converter.time_s),
         cpus=1.0,
-        weight=BACKGROUND,
+        background=True,
         processes=64,
         file_bytes=limit,
         scratch_bytes=2 * limit + (64 << 20),  # the checkpoint, what it becomes, settings

@@ -28,7 +28,7 @@ from polyolo.control.service.vault import Vault
 from polyolo.errors import BelowToleranceError, InvalidValueError, NotReadyError
 from polyolo.resources import ModelSettings
 from polyolo.rollouts import GateReport
-from polyolo.sandbox.confinement import BACKGROUND, Confinement
+from polyolo.sandbox.confinement import Confinement
 from polyolo.sandbox.job import run_job
 from polyolo.sandbox.layers import Isolation
 from polyolo.sealedfile import SealedFileError
@@ -47,7 +47,7 @@ _CONFINEMENT = Confinement(
     memory_bytes=6 << 30,  # two models as large as a plan allows, their files three times over
     cpu_s=120,
     cpus=1.0,
-    weight=BACKGROUND,
+    background=True,
     processes=128,
     file_bytes=1 << 20,
     scratch_bytes=1 << 20,

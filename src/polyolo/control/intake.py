@@ -12,7 +12,7 @@ import msgspec
 from polyolo import telemetry
 from polyolo.control.memfile import MemoryFile
 from polyolo.errors import ModelRefusedError
-from polyolo.sandbox.confinement import BACKGROUND, Confinement
+from polyolo.sandbox.confinement import Confinement
 from polyolo.sandbox.job import Ending, Outcome, run_job
 from polyolo.sandbox.layers import Isolation
 
@@ -25,7 +25,7 @@ CONFINEMENT = Confinement(
     address_bytes=4 << 30,
     cpu_s=60,  # of processor time; YOLOv8x loads in 2
     cpus=1.0,
-    weight=BACKGROUND,
+    background=True,
     processes=64,  # threads; an engine starts one for each core that it sees
     file_bytes=1 << 20,
     scratch_bytes=1 << 20,

@@ -28,7 +28,7 @@ from polyolo.drivers.rundir import Exit, RunDirectory
 from polyolo.sandbox import kernel
 from polyolo.sandbox.cgroups import Group
 from polyolo.sandbox.command import Place, command
-from polyolo.sandbox.confinement import BACKGROUND, Confinement
+from polyolo.sandbox.confinement import Confinement
 from polyolo.sandbox.kernel import Identity
 from polyolo.sandbox.layers import FIRST_USER, UNCONFINED, USERS, Isolation, Layer
 from polyolo.types import Resources
@@ -88,7 +88,7 @@ class Children:
             memory_bytes=resources.memory_bytes,
             processes=resources.processes,
             cpus=resources.cpus,
-            weight=1.0 if directory.tenant is not None else BACKGROUND,
+            background=directory.tenant is None,
             file_bytes=_FILE_BYTES,
             open_files=_OPEN_FILES,
         )

@@ -2,8 +2,9 @@
 
 A kernel shares it evenly between groups at each moment: a tenant that asks for a little is slowed
 down by one that takes all it can get. Here each tenant saves up processor time, at half of the
-rate of its share, and who has savings goes first. Those who go first can take no more than half of
-the machine between them for long, so the others always have the other half.
+rate of its share, and who has savings goes first: all others yield to them at once. Those who go
+first can take no more than half of the machine between them for long, so the others always have the
+other half.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Precedence:
         self._clock = clock
         self._looked = clock()
         self._accounts: dict[str, _Account] = {}
-        self._weights: dict[Group, float] = {}
+        self._weights: dict[Group, tuple[float, bool]] = {}
 
     def look(self, groups: Collection[tuple[str | None, Group]]) -> None:
         """Look at what each group has used since the last look, and weigh them by it.
@@ -57,10 +58,10 @@ class Precedence:
         elapsed, self._looked = now - self._looked, now
         present: defaultdict[str, list[Group]] = defaultdict(list)
         used: defaultdict[str, float] = defaultdict(float)
-        weights: dict[Group, float] = {}
+        weights: dict[Group, tuple[float, bool]] = {}
         for tenant, group in groups:
             if tenant is None:
-                weights[group] = BACKGROUND
+                weights[group] = BACKGROUND, True
             elif (seconds := group.used_s()) is not None:
                 present[tenant].append(group)
                 used[tenant] += seconds
@@ -79,10 +80,11 @@ class Precedence:
             saved = account.saved_s + income - uses[tenant]
             account.saved_s = min(max(saved, -_SAVED_S), _SAVED_S)
             mine = present[tenant]
-            weights |= dict.fromkeys(mine, (AHEAD if account.saved_s > 0 else 1.0) / len(mine))
-        for group, weight in weights.items():
-            if self._weights.get(group) != weight:
-                group.weigh(weight)
+            behind = account.saved_s <= 0
+            weights |= dict.fromkeys(mine, ((1.0 if behind else AHEAD) / len(mine), behind))
+        for group, (weight, yields) in weights.items():
+            if self._weights.get(group) != (weight, yields):
+                group.weigh(weight, yields=yields)
         self._weights = weights
 
     def spend(self, tenant: str) -> None:

@@ -47,10 +47,18 @@ class Group:
             else:
                 _write(path / "cpu.cfs_quota_us", quota or -1)
 
-    def weigh(self, weight: float) -> None:
+    def weigh(self, weight: float, *, yields: bool = False) -> None:
         """Have it get this many times the processor time of a group of weight 1, where both want
-        more than there is. It gets all of what nobody else wants. Raises OSError."""
+        more than there is. It gets all of what nobody else wants. Raises OSError.
+
+        yields: it stops at once for who does not yield, and runs on what they leave; among those
+        that yield all weigh the same. Kernels before 5.15 go by the weight only.
+        """
         if (path := self.directories.get(Layer.CPU)) is not None:
+            with suppress(FileNotFoundError):
+                _write(path / "cpu.idle", int(yields))
+                if yields:  # it has no other weight then
+                    return
             _weigh(path, weight)
 
     def used_s(self) -> float | None:

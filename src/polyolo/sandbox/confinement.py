@@ -36,8 +36,8 @@ class Confinement:
     """Processes and threads."""
     cpus: float = 0.0
     """Cores; 0: whatever is free."""
-    weight: float = 1.0
-    """Its share of the processor against other confined processes', where all want it."""
+    background: bool = False
+    """Whether nobody waits for it at this moment: it yields the processor to who does not."""
     cpu_s: int | None = None
     """Seconds of processor time of each process."""
     file_bytes: int | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from polyolo.sandbox.confinement import Confinement
+from polyolo.sandbox.confinement import BACKGROUND, Confinement
 
 if TYPE_CHECKING:  # they know the layers
     from polyolo.sandbox.cgroups import Group, Groups
@@ -97,7 +97,8 @@ class Isolation:
             processes=confinement.processes,
             cpus=confinement.cpus,
         )
-        group.weigh(confinement.weight)
+        if confinement.background:
+            group.weigh(BACKGROUND, yields=True)
         return group
 
     def group_of(self, pid: int) -> Group | None:
