@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BACKGROUND = 1 / 4
-"""The weight of what nobody waits for at this moment, beside what somebody does: small enough to
-be hardly felt, and large enough to come to its end on a machine that is never idle."""
+"""The weight of what nobody waits for at this moment, where the kernel knows no groups that yield:
+small enough to be hardly felt, and large enough to come to its end on a machine that is never
+idle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
