@@ -64,3 +64,4 @@ def test_the_next_gateway_goes_first_too(fresh_platform):
     eventually(lambda: groups(following) == place, within=10, what="it goes first")
     assert weight(following) >= 16 * weight(platform.process.pid)
     assert platform.stop() == 0
+    assert not [group for group in place if group.exists() or group.parent.exists()]
