@@ -136,3 +136,14 @@ def test_the_runtimes_errors_arrive_as_what_they_are(runtime, tmp_path):
     assert "board-1.jpg" in done.stdout
     assert done.stderr.count("\n") == 2
     assert str(text) in done.stderr
+
+
+def test_a_load_test_of_a_runtime(runtime):
+    """Each answer is counted, and the runtime's own times lie within what is seen from here."""
+    done = polyolo(runtime, "bench", "--requests", "12", "--in-flight", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["images"] == 12
+    assert report["refused"] == {}
+    assert 0 < report["runtime_ms"]["inference"]["p50"] <= report["runtime_ms"]["total"]["p50"]
+    assert report["runtime_ms"]["total"]["p50"] <= report["latency_ms"]["p50"]

@@ -33,7 +33,7 @@ API = "/api/v1/tenants"
 TRIED = MODEL | {"rollout": ROLLOUT}
 ON_RELEASE = TENANT | {"release": "0.1"}
 COMMANDS = [
-    "up", "demo", "detect", "usage", "limits", "doctor", "serve", "gateway", "control",
+    "up", "demo", "detect", "bench", "usage", "limits", "doctor", "serve", "gateway", "control",
     "tenants create", "tenants list", "tenants show", "tenants suspend", "tenants resume",
     "tenants delete", "tenants export", "tenants erase", "tenants verify",
     "tenants limits", "tenants plan",
@@ -133,6 +133,8 @@ def test_the_module_and_the_script_are_the_same_command():
         ["detect"],
         ["detect", "a.jpg", "--confidence", "high"],
         ["detect", "a.jpg", "--in-flight", "0"],
+        ["bench", "--in-flight", "101"],
+        ["bench", "--seconds", "0"],
         ["models", "use", "city"],
         ["models", "push", "city", "no-such-file.onnx"],
     ],

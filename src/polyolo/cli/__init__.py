@@ -32,6 +32,7 @@ _COMMANDS = (
     ("usage:usage", USE, "What a tenant has used."),
     ("limits:limits", USE, "What a tenant may use."),
     ("audit:audit", USE, "Who did what, and whether that record is untouched."),
+    ("bench:bench", USE, "Load-test a service: images a second, 50th and 99th percentile."),
     ("tenants:app", OPERATE, "Create, suspend and delete tenants."),
     ("doctor:doctor", OPERATE, "What isolation this host really gives."),
     ("releases:app", OPERATE, "Releases of the runtimes' program, and who is on them."),

@@ -50,6 +50,8 @@ _AGENT = {"user-agent": f"polyolo/{__version__}"}
 # A proxy of the environment is for the internet; it cannot reach what listens on this machine.
 _DIRECT = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 
+_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=100)  # it would keep 20
+
 
 class _Session:
     """Where, as whom and how patiently: what both clients are made with."""
@@ -249,7 +251,7 @@ class AsyncClient(_Session):
 
     def _open(self) -> None:
         self._http = httpx.AsyncClient(
-            headers=_AGENT, mounts=dict.fromkeys(_DIRECT), verify=self._trust
+            headers=_AGENT, mounts=dict.fromkeys(_DIRECT), verify=self._trust, limits=_LIMITS
         )
 
     async def send(self, call: Call[T]) -> T:
