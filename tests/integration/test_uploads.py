@@ -120,6 +120,26 @@ async def test_what_is_refused_is_told_and_not_kept(api: Api, key: str):
     assert len((await api.ask("GET", "/tenants/me/models", key)).json()["models"]) == 1
 
 
+async def test_what_is_refused_after_it_was_stored_is_not_kept(api: Api, key: str):
+    """A model too many, once its file was judged: nothing of it stays. The file that another
+    version has in common with it does."""
+    made = [await begin(api, key, model=name) for name in ("one", "two", "three")]
+    await send(api, key, made[0]["id"], 0, MODEL)
+    assert (await outcome(api, key, made[0]["id"]))["state"] == "ready"
+    mine = (await api.ask("GET", "/tenants/me", key)).json()["id"]
+    path = f"/tenants/{mine}/limits"
+    assert (await api.ask("PATCH", path, json={"max_models": 1})).status_code == 200
+    for upload, content in zip(made[1:], (MODEL, MODEL[:-1] + b"!"), strict=True):
+        await send(api, key, upload["id"], 0, content)
+        assert "allows 1 models" in (await outcome(api, key, upload["id"]))["reason"]
+
+    async def left() -> bool:
+        digest = hashlib.sha256(MODEL).hexdigest()
+        return [name.rpartition("/")[2] for name in await stored(api, key)] == [digest]
+
+    await until(left)
+
+
 async def test_only_what_goes_on_is_taken(api: Api, key: str):
     """Another offset is 409 and says the right one; none, too many bytes, too late: refused."""
     made = await begin(api, key)

@@ -171,6 +171,10 @@ class Admission:
             if not upload.uri:
                 self._store.keep(tenant, file.sha256, file.pieces())
             uploads.accept(self._ledger, upload, artifact, plan)
+        except PolyoloError:
+            if (tenant, file.sha256) not in artifacts.every(self._ledger, tenant):
+                self._store.delete(tenant, file.sha256)
+            raise
         finally:
             self._storing.discard((tenant, file.sha256))
 

@@ -99,12 +99,19 @@ def forget(ledger: Ledger, tenant: str, digest: str) -> bool:
         return deleted.rowcount == 1
 
 
-def every(ledger: Ledger) -> set[tuple[str, str]]:
-    """Return the tenants and digests of all files that have a row, golden pictures included."""
-    files = sa.select(db.artifacts.c.tenant, db.artifacts.c.digest)
-    pictures = sa.select(db.golden.c.tenant, db.golden.c.digest)
+def every(ledger: Ledger, tenant: str | None = None) -> set[tuple[str, str]]:
+    """Return the tenants and digests of all files that have a row, golden pictures included.
+
+    tenant: only this one's.
+    """
+    tables = (db.artifacts.c, db.golden.c)
+    files = [sa.select(table.tenant, table.digest) for table in tables]
+    if tenant is not None:
+        files = [
+            one.where(table.tenant == tenant) for one, table in zip(files, tables, strict=True)
+        ]
     with ledger.reading() as connection:
-        rows = connection.execute(sa.union(files, pictures))
+        rows = connection.execute(sa.union(*files))
         return {(row.tenant, row.digest) for row in rows}
 
 
