@@ -25,6 +25,8 @@ _TURN_S = 1.0
 """Until one asks again that is not told that its turn to start has come."""
 _LISTEN_S = 0.25
 """How long one call of the driver's `wait` listens; bounds how long a stop takes."""
+_QUOTED = 300
+"""Characters of a driver's error that tenants are told."""
 
 
 class Reconciler:
@@ -183,7 +185,7 @@ class Reconciler:
             self._log.warning(
                 "the driver failed", tenant=tenant, verb=decision.verb, error=str(error)
             )
-            return self._after_failure(tenant, decision, observed)
+            return self._after_failure(tenant, decision, observed, error)
         if decision.verb is Verb.APPLY:  # where a warm process was there, it is ready by now
             _, after = self._look(desired)
             if after.verb is Verb.NOTHING:
@@ -232,11 +234,14 @@ class Reconciler:
                 pass
 
     def _after_failure(
-        self, tenant: str, decision: Decision, observed: RuntimeStatus | None
+        self, tenant: str, decision: Decision, observed: RuntimeStatus | None, error: OSError
     ) -> tuple[float, RuntimeStatus]:
         if observed is not None and observed.phase is Phase.READY:
             return RETRY_S, observed  # it serves what it has; the new spec is tried again
-        memory = failed(decision.memory, "it could not be started", time.monotonic())
+        reason = "it could not be started"
+        if error.errno is None:  # a driver's own words; the system's may name this machine's paths
+            reason += f": {str(error)[:_QUOTED]}"
+        memory = failed(decision.memory, reason, time.monotonic())
         self._memories[tenant] = memory
         status = RuntimeStatus(tenant=tenant, phase=Phase.FAILED, reason=memory.reason)
         return RETRY_S, status

@@ -29,6 +29,8 @@ _HOPELESS = {
     "RunContainerError": "its container cannot be started",
 }
 """Reasons for which a container waits that time alone does not cure."""
+_QUOTED = 200
+"""Characters of others' words that are passed on."""
 
 
 T = TypeVar("T")
@@ -86,12 +88,13 @@ def read_pod(found: Object) -> Pod:
     scheduled = conditions.get("PodScheduled", {})
     why = "its container is being started"
     if scheduled.get("status") == "False":
-        why = f"no node takes it: {str(scheduled.get('message', ''))[:200]}"
+        why = _quoting("no node takes it", scheduled.get("message", ""))
     return replace(pod, reason=why)
 
 
 def _failure(container: Mapping[str, Any]) -> str:
     state = container.get("state", {})
+    words = state.get("waiting", {}).get("message", "")
     waiting = state.get("waiting", {}).get("reason", "")
     ended = state.get("terminated") or (
         container.get("lastState", {}).get("terminated") if waiting == "CrashLoopBackOff" else None
@@ -101,8 +104,13 @@ def _failure(container: Mapping[str, Any]) -> str:
             return "it used more memory than its plan gives, and was stopped"
         if ended.get("signal"):
             return f"its process was killed by signal {ended['signal']}"
-        return f"its process exited with status {ended.get('exitCode', 0)}"
-    return _HOPELESS.get(waiting, "")
+        last = ended.get("message", "").strip().rpartition("\n")[2]  # of its log
+        return _quoting(f"its process exited with status {ended.get('exitCode', 0)}", last)
+    return _quoting(_HOPELESS[waiting], words) if waiting in _HOPELESS else ""
+
+
+def _quoting(ours: str, theirs: str) -> str:
+    return f"{ours}: {theirs[:_QUOTED]}" if theirs else ours
 
 
 def statuses(pods: Iterable[Pod], tenant: str, keys: Mapping[str, str]) -> dict[str, RuntimeStatus]:
