@@ -16,11 +16,13 @@ import yaml
 from helm_python.chart import Chart, lint
 from helm_python.errors import HelmError
 
+from polyolo import rpc
 from polyolo.cli.cluster import in_cluster
 from polyolo.control.plans import read
 from polyolo.drivers.kubernetes.naming import OBJECT, place
 from polyolo.drivers.kubernetes.settings import ClusterSettings, Scaling
 from polyolo.errors import InvalidValueError
+from polyolo.gateway.settings import Settings
 from tests.cluster import schemas
 from tests.cluster.apiserver import KEDA, MONITORING
 from tests.cluster.clusters import SETTINGS, clustered, spec_of
@@ -137,6 +139,16 @@ def test_the_platforms_own_pods_are_restricted(objects):
         roll = objects["Deployment", name]["spec"]["strategy"]["rollingUpdate"]
         assert roll == {"maxSurge": 1, "maxUnavailable": 0}
         assert ("PodDisruptionBudget", name) in objects
+
+
+def test_a_gateway_has_the_time_to_leave(objects):
+    """As long as gRPC's connections live, then what is in flight; and nothing sleeps before it."""
+    pod = objects["Deployment", "polyolo-gateway"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    leave = float(container["args"][container["args"].index("--leave") + 1])
+    assert leave > rpc.RENEWED_S * 1.2
+    assert pod["terminationGracePeriodSeconds"] > leave + Settings(control="", token="").drain_s
+    assert "lifecycle" not in container
 
 
 def test_tenants_policies_know_these_pods(objects):
