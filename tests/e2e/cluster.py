@@ -41,6 +41,7 @@ from tests.integration import postgres
 CHART = Path(__file__).parents[2] / "deploy/helm/polyolo"
 PLATFORM = "polyolo-e2e"
 """Name of the platform, of its namespace and of its Secret."""
+PARTS = ("control", "gateway")
 _DATABASE_PORT = 5432
 _ROLLED_OUT_S = 180
 
@@ -95,6 +96,8 @@ class ClusterPlatform:
         self.scaling = os.environ.get("POLYOLO_SCALING") or ("keda" if has_keda else "control")
         self.operator_key = f"po_{secrets.token_hex(32)}"
         self.url = self.gateway = ""
+        self._made: list[str] = []
+        self._bucket = ""
         self._kept = ExitStack()
         self._home = Path(tempfile.mkdtemp(prefix="polyolo-e2e-"))
         self._kept.callback(shutil.rmtree, self._home)
@@ -104,7 +107,7 @@ class ClusterPlatform:
     def start(self) -> None:
         """Install, and return when the door is open."""
         database = self._kept.enter_context(postgres.server(self.address))
-        store = self._kept.enter_context(bucket(host=self.address))
+        self._bucket = self._kept.enter_context(bucket(host=self.address)).endpoint
         marks = {"pod-security.kubernetes.io/enforce": "restricted"}
         self._apply([_object("Namespace", PLATFORM, labels=marks)])
         url = f"postgresql+psycopg://postgres:{database.password}@{self.address}:{_DATABASE_PORT}"
@@ -121,7 +124,7 @@ class ClusterPlatform:
                 )
             ]
         )
-        self._objects = _rendered(self._values(store.endpoint))
+        self._objects = _rendered(self._values())
         services = [one for one in self._objects if one["kind"] == "Service"]
         self._apply(
             services
@@ -132,12 +135,17 @@ class ClusterPlatform:
         self.ca.write_bytes(certificate)
         files = {"tls.crt": certificate.decode(), "tls.key": key.decode()}
         self._apply([_secret(f"{PLATFORM}-tls", files, kind="kubernetes.io/tls")])
-        self._objects = _rendered(self._values(store.endpoint, self.url))
-        self._apply(self._objects)
-        for part in ("control", "gateway"):
-            self.rolled_out(part)
+        self.install()
         eventually(self._ready, within=60, what="the gateway answers /readyz")
         self._for_programs()
+
+    def install(self, *, following: bool = False) -> None:
+        """Bring about what the chart says, and return when it is there. following: of the next
+        release: all pods of platform and tenants are to be others, the tenants' a while later."""
+        self._objects = _rendered(self._values(self.url, following=following))
+        self._apply(self._objects)
+        for part in PARTS:
+            self.rolled_out(part)
 
     def rolled_out(self, part: str) -> None:
         """Wait until a part of the platform is there as it should be."""
@@ -167,6 +175,11 @@ class ClusterPlatform:
         items = listed("namespaces", "-l", f"polyolo/platform={PLATFORM}")
         return [one["metadata"]["name"] for one in items]
 
+    @property
+    def grpc(self) -> str:
+        """Return where the door speaks gRPC."""
+        return f"{self.gateway}:8701"
+
     def operator(self) -> Client:
         """Return the operator's client."""
         return Client(self.url, self.operator_key, ca=self.ca)
@@ -177,7 +190,14 @@ class ClusterPlatform:
             tenant = operator.create_tenant(name)
         assert tenant.api_key is not None
         assert tenant.api_key.key is not None
+        self._made.append(tenant.id)
         return tenant, Client(self.url, tenant.api_key.key, ca=self.ca)
+
+    def empty(self) -> None:
+        """Begin to delete the tenants that were made: what a node has room for are few."""
+        with self.operator() as operator:
+            while self._made:
+                operator.delete_tenant(self._made.pop())
 
     def namespace(self, tenant: Tenant) -> str:
         """Return where a tenant's runtime lives."""
@@ -187,6 +207,11 @@ class ClusterPlatform:
         """Return the tenant's pods that are ready and stay."""
         items = listed("-n", self.namespace(tenant), "pods")
         return [one for one in items if _is_ready(one)]
+
+    def running(self, home: str = PLATFORM, part: str = "") -> set[str]:
+        """Return the names of a namespace's pods, those that leave too. part: of the platform."""
+        chosen = ("-l", f"app.kubernetes.io/component={part}") if part else ()
+        return {one["metadata"]["name"] for one in listed("-n", home, "pods", *chosen)}
 
     def service(self, name: str) -> str:
         """Return the address of one of the platform's Services."""
@@ -210,16 +235,22 @@ class ClusterPlatform:
         listed = {"apiVersion": "v1", "kind": "List", "items": objects}
         kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", given=listed)
 
-    def _values(self, bucket_url: str, public: str = "https://polyolo.example") -> Object:
+    def _values(
+        self, public: str = "https://polyolo.example", *, following: bool = False
+    ) -> Object:
         named = os.environ.get("POLYOLO_IMAGES", "polyolo-{}:0.1.0")
-        ports = [443, 6443, _DATABASE_PORT, urlsplit(bucket_url).port]
+        if following:
+            named = os.environ.get("POLYOLO_NEXT_IMAGES") or named
+        ports = [443, 6443, _DATABASE_PORT, urlsplit(self._bucket).port]
         environment = {
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": bucket_url,
+            "AWS_ENDPOINT_URL": self._bucket,
         }
-        little = {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
+        memory = "257Mi" if following else "256Mi"  # or the same images would change nothing
+        little = {"requests": {"cpu": "50m", "memory": memory}, "limits": {"memory": "2Gi"}}
+        nodes = {"kubernetes.io/os": "linux"} if following else {}
         return {
             "platform": PLATFORM,
             "secret": PLATFORM,
@@ -235,7 +266,7 @@ class ClusterPlatform:
                 "autoscaling": {"enabled": False},
                 "resources": little,
             },
-            "runtimes": {"scaling": self.scaling, "inFlight": 2},
+            "runtimes": {"scaling": self.scaling, "inFlight": 2, "nodeSelector": nodes},
             "networkPolicy": {"controlPorts": ports},
         }
 

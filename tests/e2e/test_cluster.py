@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,17 +30,6 @@ _STRANGER = f"{PLATFORM}-stranger"
 @pytest.fixture(scope="module")
 def platform(cluster_platform: ClusterPlatform) -> ClusterPlatform:
     return cluster_platform
-
-
-@pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[[str, float], None]:
-    """Print a time, whatever else is captured."""
-
-    def say(what: str, seconds: float) -> None:
-        with capsys.disabled():
-            print(f"\n{what}: {seconds:.2f} s", flush=True)
-
-    return say
 
 
 def reaches(namespace: str, pod: str, host: str, port: int) -> bool:
