@@ -51,7 +51,10 @@ namespaceSelector:
 {{- end }}
 
 {{- define "polyolo.dns" -}}
+{{- /* Policies see the port behind the Service: DNS pods of OpenShift listen on 5353. */}}
 - ports:
-    - {port: 53, protocol: UDP}
-    - {port: 53, protocol: TCP}
+    {{- range list 53 5353 }}
+    - {port: {{ . }}, protocol: UDP}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
 {{- end }}
