@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 from base64 import b64encode
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from polyolo.client import Client
 from polyolo.client.call import trusted
 from polyolo.drivers.kubernetes.naming import place
+from polyolo.errors import NotFoundError
 from polyolo.resources import Tenant
 from tests.contract.bucket_server import bucket
 from tests.e2e.platform import eventually
@@ -95,6 +96,11 @@ class ClusterPlatform:
         has_keda = found("crd", "scaledobjects.keda.sh") is not None
         self.scaling = os.environ.get("POLYOLO_SCALING") or ("keda" if has_keda else "control")
         self.operator_key = f"po_{secrets.token_hex(32)}"
+        self._secrets = {
+            "operator.key": self.operator_key,
+            "POLYOLO_MASTER_KEY": b64encode(secrets.token_bytes(32)).decode(),
+            "POLYOLO_GATEWAY_TOKEN": secrets.token_hex(32),
+        }
         self.url = self.gateway = ""
         self._made: list[str] = []
         self._bucket = ""
@@ -106,26 +112,20 @@ class ClusterPlatform:
 
     def start(self) -> None:
         """Install, and return when the door is open."""
-        database = self._kept.enter_context(postgres.server(self.address))
+        self.database = self._kept.enter_context(postgres.server(self.address))
         self._bucket = self._kept.enter_context(bucket(host=self.address)).endpoint
+        self.begin("postgres")
+        self._for_programs()
+
+    def begin(self, database: str) -> None:
+        """Install where nothing of the platform is but a database, and what it has in the bucket;
+        return when the door is open."""
+        login = f"postgres:{self.database.password}"
+        url = f"postgresql+psycopg://{login}@{self.address}:{_DATABASE_PORT}/{database}"
         marks = {"pod-security.kubernetes.io/enforce": "restricted"}
         self._apply([_object("Namespace", PLATFORM, labels=marks)])
-        url = f"postgresql+psycopg://postgres:{database.password}@{self.address}:{_DATABASE_PORT}"
-        self._apply(
-            [
-                _secret(
-                    PLATFORM,
-                    {
-                        "operator.key": self.operator_key,
-                        "POLYOLO_MASTER_KEY": b64encode(secrets.token_bytes(32)).decode(),
-                        "POLYOLO_GATEWAY_TOKEN": secrets.token_hex(32),
-                        "POLYOLO_DATABASE": f"{url}/postgres",
-                    },
-                )
-            ]
-        )
-        self._objects = _rendered(self._values())
-        services = [one for one in self._objects if one["kind"] == "Service"]
+        self._apply([_secret(PLATFORM, {**self._secrets, "POLYOLO_DATABASE": url})])
+        services = [one for one in _rendered(self._values()) if one["kind"] == "Service"]
         self._apply(
             services
         )  # their addresses are in the certificate, and in control's environment
@@ -137,7 +137,6 @@ class ClusterPlatform:
         self._apply([_secret(f"{PLATFORM}-tls", files, kind="kubernetes.io/tls")])
         self.install()
         eventually(self._ready, within=60, what="the gateway answers /readyz")
-        self._for_programs()
 
     def install(self, *, following: bool = False) -> None:
         """Bring about what the chart says, and return when it is there. following: of the next
@@ -182,7 +181,7 @@ class ClusterPlatform:
 
     def operator(self) -> Client:
         """Return the operator's client."""
-        return Client(self.url, self.operator_key, ca=self.ca)
+        return self.client(self.operator_key)
 
     def tenant(self, name: str) -> tuple[Tenant, Client]:
         """Create a tenant and return it with a client that holds its key."""
@@ -191,13 +190,18 @@ class ClusterPlatform:
         assert tenant.api_key is not None
         assert tenant.api_key.key is not None
         self._made.append(tenant.id)
-        return tenant, Client(self.url, tenant.api_key.key, ca=self.ca)
+        return tenant, self.client(tenant.api_key.key)
+
+    def client(self, key: str) -> Client:
+        """Return a client that holds a key."""
+        return Client(self.url, key, ca=self.ca)
 
     def empty(self) -> None:
         """Begin to delete the tenants that were made: what a node has room for are few."""
         with self.operator() as operator:
             while self._made:
-                operator.delete_tenant(self._made.pop())
+                with suppress(NotFoundError):  # a test may have deleted it
+                    operator.delete_tenant(self._made.pop())
 
     def namespace(self, tenant: Tenant) -> str:
         """Return where a tenant's runtime lives."""

@@ -36,22 +36,21 @@ def untroubled(platform, board) -> Iterator[tuple[list[Tenant], Callers]]:
     """Have two tenants served, and calls of every kind for them go on; yield both. No call is to
     fail meanwhile, and each picture to be billed once."""
     pairs = [platform.tenant(f"untroubled-{number}") for number in (1, 2)]
-    clients = [client for _, client in pairs]
-    for client in clients:
-        client.detect(board)
-    with callers(platform, [client.api_key for client in clients], board.read_bytes()) as load:
-        load.more()
-        yield [tenant for tenant, _ in pairs], load
-        load.more()
-    assert sorted(set(load.wrong)) == [], f"{len(load.wrong)} of {load.calls} calls failed"
-    wanted = len(clients) + load.pictures
-    eventually(
-        lambda: sum(client.usage().images for client in clients) == wanted,
-        within=30,
-        what=f"{wanted} pictures are billed, each once",
-    )
-    for client in clients:
-        client.close()
+    (one, first), (two, second) = pairs
+    with first, second:
+        keys = [str(client.api_key) for client in (first, second)]
+        first.detect(board), second.detect(board)
+        with callers(platform, keys, board.read_bytes()) as load:
+            load.more()
+            yield [one, two], load
+            load.more()
+        assert sorted(set(load.wrong)) == [], f"{len(load.wrong)} of {load.calls} calls failed"
+        wanted = 2 + load.pictures
+        eventually(
+            lambda: first.usage().images + second.usage().images == wanted,
+            within=30,
+            what=f"{wanted} pictures are billed, each once",
+        )
 
 
 def test_an_upgrade_fails_no_request(platform, board, told):
@@ -99,7 +98,7 @@ def test_what_is_new_is_known_at_every_gateway(platform, board):
     with client, httpx.Client(verify=trusted(platform.ca), timeout=30) as http:
         client.detect(board)
         for number in range(50):
-            key = client.create_key(f"key-{number}").key
+            key = client.create_key(name=f"key-{number}").key
             for door in doors:
                 answer = http.post(
                     f"https://{door}:8700/v1/detect",

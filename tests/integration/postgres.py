@@ -87,6 +87,24 @@ class Server:
                 connection.execute(f"ALTER USER postgres PASSWORD '{self.password}'")
                 connection.execute("SELECT pg_reload_conf()")
 
+    def backup(self, database: str) -> bytes:
+        """Return what `pg_dump` writes of a database."""
+        return self._run("pg_dump", database)
+
+    def restore(self, backup: bytes, database: str) -> None:
+        """Make a database of a backup."""
+        self._run("createdb", database)
+        self._run("psql", database, "--quiet", "--set=ON_ERROR_STOP=1", given=backup)
+
+    def _run(self, program: str, *arguments: str, given: bytes = b"") -> bytes:
+        login = ("-h", self.directory, "-U", "postgres")
+        command = [self._programs / program, *login, *arguments]
+        done = subprocess.run(
+            command, input=given, capture_output=True, cwd=self.directory, **self._identity
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
     def stop(self) -> None:
         """Stop it at once, as a crash would."""
         self._process.send_signal(signal.SIGQUIT)
