@@ -244,7 +244,7 @@ class ClusterPlatform:
     ) -> Object:
         named = os.environ.get("POLYOLO_IMAGES", "polyolo-{}:0.1.0")
         if following:
-            named = os.environ.get("POLYOLO_NEXT_IMAGES") or named
+            named = os.environ.get("POLYOLO_NEXT_IMAGES", named)
         ports = [443, 6443, _DATABASE_PORT, urlsplit(self._bucket).port]
         environment = {
             "AWS_ACCESS_KEY_ID": "key",
