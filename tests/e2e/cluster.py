@@ -253,7 +253,7 @@ class ClusterPlatform:
             "AWS_ENDPOINT_URL": self._bucket,
         }
         memory = "257Mi" if following else "256Mi"  # or the same images would change nothing
-        little = {"requests": {"cpu": "50m", "memory": memory}, "limits": {"memory": "2Gi"}}
+        little = {"requests": {"cpu": "100m", "memory": memory}, "limits": {"memory": "2Gi"}}
         nodes = {"kubernetes.io/os": "linux"} if following else {}
         return {
             "platform": PLATFORM,

@@ -172,10 +172,12 @@ def test_quota_of_resources(objects):
 
 
 def test_quota_of_objects(objects):
-    """Every kind that costs others something is counted."""
+    """Every kind that costs others something is counted, few of each; but never so few that what
+    was counted and not made (a second kube-root-ca.crt) keeps ours from being made."""
     wanted = {"pods", "services", "configmaps", "secrets", "persistentvolumeclaims"}
     assert wanted <= hard(objects).keys()
-    assert hard(objects)["count/deployments.apps"] == "1"
+    for kind in ("services", "configmaps", "secrets", "count/deployments.apps"):
+        assert 1 + 2 < int(hard(objects)[kind]) <= 5
 
 
 def test_no_ports_of_nodes(objects):

@@ -11,9 +11,6 @@ from polyolo.gateway.endpoints import OutOfReachError
 from polyolo.gateway.reception import Visit
 from polyolo.gateway.routing import Directory
 
-_NEWS_S = 5.0
-"""For word of another endpoint: of a pod that has ended, while control planes change hands."""
-
 T = TypeVar("T")
 
 
@@ -21,9 +18,9 @@ async def deliver(directory: Directory, visit: Visit, ask: Callable[[str], Await
     """Return what `ask` gets from an endpoint of the visitor's runtime.
 
     Where nobody answered (it crashed, or has just been put to sleep or replaced) the next endpoint
-    is asked, as soon as there is one: word of it may be late. Once only where somebody may have got
-    the request, since it may be what they died of; a detection done twice does no harm. Raises what
-    `ask` and `Directory.pick_endpoint` raise.
+    is asked, as soon as there is one, for as long as one that starts is waited for: word of it may
+    be late. Once only where somebody may have got the request, since it may be what they died of;
+    a detection done twice does no harm. Raises what `ask` and `Directory.pick_endpoint` raise.
     """
     begun, give_up = False, math.inf
     while True:
@@ -35,7 +32,7 @@ async def deliver(directory: Directory, visit: Visit, ask: Callable[[str], Await
         except OutOfReachError as error:
             directory.endpoints.lost(endpoint)
             now = time.monotonic()
-            give_up = min(give_up, now + min(_NEWS_S, directory.hold_s))
+            give_up = min(give_up, now + directory.hold_s)
             if now >= give_up or (error.begun and begun):
                 raise
             begun |= error.begun

@@ -42,6 +42,8 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # a runtime's answers are what its limits make them
     ("grpc.max_send_message_length", -1),  # bounded on its way in
     ("grpc.use_local_subchannel_pool", 1),  # or a new channel would inherit a dead one's back-off
+    # A pod that is gone answers nothing at all: 2 s to connect, as for HTTP, in the place of 20.
+    ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
 )

@@ -17,6 +17,10 @@ _NAMESPACE_NAME = "kubernetes.io/metadata.name"
 _COMPONENT = "app.kubernetes.io/component"
 _SPARE = 2
 """Pods above the most replicas: one that a rolling update starts, one that drains meanwhile."""
+_FEW = "5"
+"""Objects of a kind of which we make one. What the API server admits and then does not make, such as
+a second kube-root-ca.crt, counts until the quota is reckoned again, minutes later: a quota of just
+what there is refuses our own."""
 _METADATA = "169.254.0.0/16"
 """Link-local: where clouds answer with the node's credentials."""
 _METADATA_6 = "fd00:ec2::254/128"
@@ -46,18 +50,18 @@ def quota(spec: RuntimeSpec, settings: ClusterSettings) -> Object:
         "limits.ephemeral-storage": quantity.size(settings.disk_bytes * copies),
         **{f"requests.{kind}": "0" for kind in sorted(kinds)},
         "pods": str(copies),
-        "count/deployments.apps": "1",
-        "count/replicasets.apps": "5",
+        "count/deployments.apps": _FEW,
+        "count/replicasets.apps": "10",
         "count/statefulsets.apps": "0",
         "count/jobs.batch": "0",
         "count/cronjobs.batch": "0",
         "count/ingresses.networking.k8s.io": "0",
-        "services": "1",
+        "services": _FEW,
         "services.nodeports": "0",
         "services.loadbalancers": "0",
         "persistentvolumeclaims": "0",
-        "configmaps": "3",  # ours, kube-root-ca.crt, and one of a service mesh
-        "secrets": "2",
+        "configmaps": _FEW,
+        "secrets": _FEW,
     }
     if count:
         hard[f"requests.{resource}"] = str(count * copies)
