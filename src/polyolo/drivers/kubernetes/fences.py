@@ -18,8 +18,8 @@ _COMPONENT = "app.kubernetes.io/component"
 _SPARE = 2
 """Pods above the most replicas: one that a rolling update starts, one that drains meanwhile."""
 _FEW = "5"
-"""Objects of a kind of which we make one. What the API server admits and then does not make, such as
-a second kube-root-ca.crt, counts until the quota is reckoned again, minutes later: a quota of just
+"""Objects of a kind of which we make one. What the API server admits and then does not make (a
+second kube-root-ca.crt) counts until the quota is reckoned again, minutes later: a quota of just
 what there is refuses our own."""
 _METADATA = "169.254.0.0/16"
 """Link-local: where clouds answer with the node's credentials."""
