@@ -279,6 +279,11 @@ def test_what_keda_makes_is_left_alone_and_what_we_no_longer_want_goes():
         cluster.server.do(lambda: cluster.server.store.create(key, keda, "keda"))
         driver = cluster.driver()
         assert cluster.writes(lambda: driver.apply(spec_of("t_a"))) == []
+        marked = {"scalingModifiers": {}}  # as KEDA writes an object back, with what is empty
+        by_hand(cluster, "scaledobjects.keda.sh", lambda o: o["spec"]["advanced"].update(marked))
+        assert driver.wait(10) == {"t_a"}
+        more = cluster.writes(lambda: driver.apply(spec_of("t_a", replicas=0)))
+        assert not [one for one in more if one.startswith("PUT")], "nothing of it is undone"
     hpa = replace(SETTINGS, scaling=Scaling.HPA)
     with clustered(without=KEDA | MONITORING, settings=hpa) as cluster:
         driver = cluster.driver()
