@@ -48,7 +48,7 @@ BUILD  ?= buildah bud --format docker
 IMAGES ?= polyolo-{}:0.1.0
 
 e2e-cluster: install  ## The main job, scaling and isolation on the cluster that KUBECONFIG names
-	@POLYOLO_IMAGES='$(IMAGES)' $(BIN)/pytest -m cluster -rs tests/e2e/test_main_job.py tests/e2e/test_cluster.py
+	@POLYOLO_IMAGES='$(IMAGES)' $(BIN)/pytest -m cluster -rs tests/e2e/test_main_job.py tests/e2e/test_cluster.py tests/e2e/test_cluster_storage.py
 
 images:  ## The three images of a cluster's platform (BUILD='docker build' for Docker)
 	@for target in serving gateway control; do \

@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import json
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from polyolo import web
+from polyolo.control.settings import ControlSettings
 from polyolo.drivers.kubernetes.naming import place
 from polyolo.drivers.kubernetes.settings import ClusterSettings
 from polyolo.models import bundled, sample_boards
@@ -85,14 +86,24 @@ class Place:
         return await until(look)
 
 
-@asynccontextmanager
-async def platform(root: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+@contextmanager
+def emulated(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ApiServer, Node]]:
+    """Run a cluster whose pods run the real runtime, and name it as kubectl's is named."""
     server = ApiServer(without=KEDA | MONITORING)
     node = Node(server, (sys.executable, "-m", "polyolo.serving"), root / "pods")
     server.start()
     (root / "kubeconfig").write_text(json.dumps(server.kubeconfig))
     monkeypatch.setenv("KUBECONFIG", str(root / "kubeconfig"))
-    listener, stop = web.bind(host="127.0.0.1", port=0), asyncio.Event()
+    try:
+        yield server, node
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def controlled(chosen: ControlSettings, port: int = 0) -> AsyncIterator[Api]:
+    """Run a control plane for pods, that hands out their files. port: 0 for any."""
+    listener, stop = web.bind(host="127.0.0.1", port=port), asyncio.Event()
     cluster = ClusterSettings(
         image="polyolo-serving:test",
         artifacts=f"http://127.0.0.1:{listener.getsockname()[1]}/models",
@@ -100,14 +111,18 @@ async def platform(root: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         leave_s=0,
         drain_s=1,
     )
-    try:
-        async with serving(replace(real(root / "home"), cluster=cluster)) as api:
-            files = asyncio.create_task(web.serve(api.control.files, listener, stop=stop))
+    async with serving(replace(chosen, cluster=cluster)) as api:
+        files = asyncio.create_task(web.serve(api.control.files, listener, stop=stop))
+        yield api
+        stop.set()
+        await files
+
+
+@asynccontextmanager
+async def platform(root: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+    with emulated(root, monkeypatch) as (server, node):
+        async with controlled(real(root / "home")) as api:
             yield Place(api, server, node, root)
-            stop.set()
-            await files
-    finally:
-        server.close()
 
 
 async def register(place: Place, key: str, path: str, number: int, size: int = 0) -> httpx.Response:
@@ -215,10 +230,16 @@ async def test_a_first_file_that_is_wrong(tmp_path: Path, monkeypatch: pytest.Mo
         wrong = asyncio.create_task(register(place, key, "wrong.onnx", 1))
         fares = await place.settled(key, 1, "failed")
         assert "wrong.onnx cannot be read in your storage" in fares["reason"]
-        assert (await wrong).status_code == 201
-        assert (await register(place, key, "right.onnx", 0)).status_code == 201
+        right = asyncio.create_task(register(place, key, "right.onnx", 0))
+
+        async def there() -> bool:
+            path = "/tenants/me/models/city/versions/2"
+            return (await place.api.ask("GET", path, key)).status_code == 200
+
+        await until(there)
         use = {"version": 2, "force": True}
         answer = await place.api.ask("POST", "/tenants/me/models/city/use", key, json=use)
         assert answer.status_code == 200, answer.text
         await place.settled(key, 2, "ready")
         assert await asyncio.to_thread(place.mounted) == ["claim"]
+        assert {(await wrong).status_code, (await right).status_code} == {201}
