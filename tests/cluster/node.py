@@ -44,6 +44,7 @@ class Running:
     stop_by: float = 0.0
     probed_at: float = 0.0
     restarts: int = 0
+    started: bool = False
     mounted: dict[str, str] = field(default_factory=dict)
 
 
@@ -55,6 +56,8 @@ class Node:
         self._store = server.store
         self._command = tuple(command)
         self._root = root
+        self.volumes: dict[str, Path] = {}
+        """What is in PersistentVolumeClaims by their names, and in images by their references."""
         self._pods: dict[Key, Running] = {}
         self._numbers = itertools.count(1)
         # Each process of tests has addresses of its own, and so has each of its clusters.
@@ -151,6 +154,8 @@ class Node:
                 async with http.get(f"http://{one.address}:8080/readyz") as answer:
                     if answer.status == 200:
                         self._status(key, one, "ready")
+                    elif not one.started:
+                        self._status(key, one, "started")
             except (aiohttp.ClientError, TimeoutError):
                 pass
 
@@ -167,6 +172,15 @@ class Node:
         places = {}
         for volume in found["spec"].get("volumes", ()):
             where = one.directory / volume["name"]
+            if claim := volume.get("persistentVolumeClaim", {}).get("claimName"):
+                if ("persistentvolumeclaims", key[1], claim) not in self._store.objects:
+                    self._status(key, one, "unschedulable")
+                    return
+                places[volume["name"]] = self.volumes[claim]
+                continue
+            if "image" in volume:
+                places[volume["name"]] = self.volumes[volume["image"]["reference"]]
+                continue
             where.mkdir(parents=True, exist_ok=True)
             places[volume["name"]] = where
             if "configMap" in volume:
@@ -221,6 +235,7 @@ class Node:
     def _status(self, key: Key, one: Running, what: str, code: int = 0) -> None:
         state: dict[str, Any] = {"running": {}}
         last: dict[str, Any] = {}
+        one.started = what in ("started", "ready")
         if what == "ended":
             ended = {"exitCode": code if code >= 0 else 128 - code}
             if code < 0:
@@ -232,11 +247,21 @@ class Node:
             "phase": "Running" if one.process else "Pending",
             "podIP": one.address,
             "conditions": [
-                {"type": "PodScheduled", "status": "True"},
+                {
+                    "type": "PodScheduled",
+                    "status": str(what != "unschedulable"),
+                    "message": "a claim is missing" if what == "unschedulable" else "",
+                },
                 {"type": "Ready", "status": str(what == "ready")},
             ],
             "containerStatuses": [
-                {"name": "runtime", "state": state, "lastState": last, "restartCount": one.restarts}
+                {
+                    "name": "runtime",
+                    "state": state,
+                    "lastState": last,
+                    "restartCount": one.restarts,
+                    "started": one.started,
+                }
             ],
         }
         self._store.change(key, lambda made: made.update(status=status), "kubelet", "status")

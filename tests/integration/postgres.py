@@ -87,23 +87,17 @@ class Server:
                 connection.execute(f"ALTER USER postgres PASSWORD '{self.password}'")
                 connection.execute("SELECT pg_reload_conf()")
 
-    def backup(self, database: str) -> bytes:
-        """Return what `pg_dump` writes of a database."""
-        return self._run("pg_dump", database)
-
-    def restore(self, backup: bytes, database: str) -> None:
-        """Make a database of a backup."""
-        self._run("createdb", database)
-        self._run("psql", database, "--quiet", "--set=ON_ERROR_STOP=1", given=backup)
-
-    def _run(self, program: str, *arguments: str, given: bytes = b"") -> bytes:
-        login = ("-h", self.directory, "-U", "postgres")
-        command = [self._programs / program, *login, *arguments]
+    def run(self, program: str, *arguments: str | Path) -> None:
+        """Run one of PostgreSQL's own programs on it, as an operator does."""
         done = subprocess.run(
-            command, input=given, capture_output=True, cwd=self.directory, **self._identity
+            [self._programs / program, "-h", self.directory, "-U", "postgres", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.directory,
+            timeout=60,
+            **self._identity,
         )
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout
+        assert done.returncode == 0, done.stdout.decode()
 
     def stop(self) -> None:
         """Stop it at once, as a crash would."""

@@ -270,6 +270,7 @@ def _open(settings: ControlSettings, stack: ExitStack, fork: Fork) -> Control:
             guarded,
             place.driver,
             locate=store.uri,
+            mounted=storages.mounted,
             discard=admission.forget,
             erase=partial(
                 erasures.advance,

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from polyolo import telemetry
 from polyolo.control.decide import Decision, Desired, Memory, Verb, Wanted, decide, failed
 from polyolo.control.scaling import Scale, looks_again, scaled
 from polyolo.control.service import erasures, runtimes, tenants
 from polyolo.control.service.ledger import Ledger
-from polyolo.control.service.runtimes import Standing
+from polyolo.control.service.runtimes import Mounted, Standing
 from polyolo.control.starts import Starts
 from polyolo.control.workqueue import RETRY_S, Workers
 from polyolo.drivers import Driver
@@ -38,6 +39,7 @@ class Reconciler:
         driver: Driver,
         *,
         locate: Callable[[str, str], str],
+        mounted: Mounted,
         discard: Callable[[str], None],
         plans: Sequence[Plan],
         erase: Callable[[str], bool] = lambda _: True,
@@ -50,8 +52,8 @@ class Reconciler:
     ) -> None:
         """Prepare; nothing happens before `start`.
 
-        locate: where a tenant's model file with a digest is. discard: deletes the files of a
-        tenant that is gone. plans: those offered. erase: does the next piece of a tenant's erasure
+        locate, mounted: as `runtimes.spec` takes them. discard: deletes the files of a tenant that
+        is gone. plans: those offered. erase: does the next piece of a tenant's erasure
         once its rows are gone, and says whether nothing is left of it. leads: whether this control
         plane is the one that acts. tell: called with what is seen of each runtime. told: whether
         every gateway has a revision. starts: runtimes that start at once; the default is no bound.
@@ -60,7 +62,7 @@ class Reconciler:
         """
         self._ledger = ledger
         self._driver = driver
-        self._locate = locate
+        self._spec = partial(runtimes.spec, ledger, locate=locate, mounted=mounted, offered=plans)
         self._discard = discard
         self._erase = erase
         self._plans = plans
@@ -221,8 +223,7 @@ class Reconciler:
         tenant = desired.tenant
         match decision.verb:
             case Verb.APPLY:
-                spec = runtimes.spec(self._ledger, tenant, self._locate, self._plans)
-                self._driver.apply(replace(spec, replicas=desired.replicas))
+                self._driver.apply(replace(self._spec(tenant), replicas=desired.replicas))
             case Verb.REMOVE:
                 self._driver.remove(tenant)
             case Verb.FORGET:

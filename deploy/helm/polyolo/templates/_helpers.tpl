@@ -51,10 +51,10 @@ namespaceSelector:
 {{- end }}
 
 {{- define "polyolo.dns" -}}
-{{- /* Policies see the port behind the Service: DNS pods of OpenShift listen on 5353. */}}
 - ports:
-    {{- range list 53 5353 }}
-    - {port: {{ . }}, protocol: UDP}
-    - {port: {{ . }}, protocol: TCP}
+    {{- range $port := .Values.networkPolicy.dnsPorts }}
+    {{- range list "UDP" "TCP" }}
+    - {port: {{ $port }}, protocol: {{ . }}}
+    {{- end }}
     {{- end }}
 {{- end }}

@@ -65,6 +65,7 @@ class Kind:
 
 NAMESPACE = Kind(api_version="v1", kind="Namespace", plural="namespaces", namespaced=False)
 POD = Kind(api_version="v1", kind="Pod", plural="pods")
+QUOTA = Kind(api_version="v1", kind="ResourceQuota", plural="resourcequotas")
 SECRET = Kind(api_version="v1", kind="Secret", plural="secrets")
 DEPLOYMENT = Kind(api_version="apps/v1", kind="Deployment", plural="deployments")
 CONFIG_MAP = Kind(api_version="v1", kind="ConfigMap", plural="configmaps")
@@ -78,7 +79,7 @@ POD_MONITOR = Kind(api_version="monitoring.coreos.com/v1", kind="PodMonitor", pl
 RULE = Kind(api_version="monitoring.coreos.com/v1", kind="PrometheusRule", plural="prometheusrules")
 WATCHED = (
     NAMESPACE,
-    Kind(api_version="v1", kind="ResourceQuota", plural="resourcequotas"),
+    QUOTA,
     Kind(api_version="v1", kind="LimitRange", plural="limitranges"),
     Kind(api_version="networking.k8s.io/v1", kind="NetworkPolicy", plural="networkpolicies"),
     Kind(api_version="v1", kind="ServiceAccount", plural="serviceaccounts"),

@@ -6,7 +6,7 @@ from ipaddress import ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
-from polyolo.drivers.kubernetes import quantity
+from polyolo.drivers.kubernetes import quantity, volumes
 from polyolo.drivers.kubernetes.naming import DENY, GRPC, HTTP, OBJECT, Object, Place
 from polyolo.drivers.kubernetes.scaling import most
 from polyolo.drivers.kubernetes.settings import ClusterSettings
@@ -38,7 +38,7 @@ def namespace(settings: ClusterSettings) -> Object:
 def quota(spec: RuntimeSpec, settings: ClusterSettings) -> Object:
     """Return the ResourceQuota: what the plan gives, and no way round the gateway."""
     copies = most(spec) + _SPARE
-    needs = demand(spec.resources, settings)
+    needs, space = demand(spec.resources, settings), volumes.disk(spec, settings)
     resource, count = gpus(spec.resources.gpus, settings)
     kinds = {settings.gpu_resource, *settings.gpu_slices.values()}
     hard = {
@@ -46,8 +46,8 @@ def quota(spec: RuntimeSpec, settings: ClusterSettings) -> Object:
         "limits.cpu": quantity.cores(needs.most_cpus * copies),
         "requests.memory": quantity.size(needs.memory_bytes * copies),
         "limits.memory": quantity.size(needs.memory_bytes * copies),
-        "requests.ephemeral-storage": quantity.size(settings.disk_bytes * copies),
-        "limits.ephemeral-storage": quantity.size(settings.disk_bytes * copies),
+        "requests.ephemeral-storage": quantity.size(space * copies),
+        "limits.ephemeral-storage": quantity.size(space * copies),
         **{f"requests.{kind}": "0" for kind in sorted(kinds)},
         "pods": str(copies),
         "count/deployments.apps": _FEW,
@@ -59,7 +59,7 @@ def quota(spec: RuntimeSpec, settings: ClusterSettings) -> Object:
         "services": _FEW,
         "services.nodeports": "0",
         "services.loadbalancers": "0",
-        "persistentvolumeclaims": "0",
+        "persistentvolumeclaims": str(volumes.claims(spec)),  # the operator's, with the models
         "configmaps": _FEW,
         "secrets": _FEW,
     }
@@ -68,13 +68,31 @@ def quota(spec: RuntimeSpec, settings: ClusterSettings) -> Object:
     return {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": hard}}
 
 
+def passable(rendered: Object, live: Object) -> Object:
+    """Return the quota that may be set now: one more pod has to fit beside those that are there.
+
+    A plan that gives less, or files that are gone, make smaller pods. With the new quota at once,
+    the larger ones, which leave only when the first of the new is ready, would keep that one out.
+    """
+    hard, was = rendered["spec"]["hard"], live.get("spec", {}).get("hard", {})
+    used = live.get("status", {}).get("used", {})
+    kept = dict(hard)
+    for name in hard:
+        if name.startswith(("requests.", "limits.")):
+            most = quantity.read(hard[name])
+            beside = quantity.read(used.get(name, "0")) + most / int(hard["pods"])
+            if beside > most and quantity.read(was.get(name, "0")) > most:
+                kept[name] = was[name]
+    return {**rendered, "spec": {"hard": kept}}
+
+
 def limits(spec: RuntimeSpec, settings: ClusterSettings) -> Object:
     """Return the LimitRange: nothing runs there without limits, or beyond a runtime's."""
     needs = demand(spec.resources, settings)
     upper = {
         "cpu": quantity.cores(needs.most_cpus),
         "memory": quantity.size(needs.memory_bytes),
-        "ephemeral-storage": quantity.size(settings.disk_bytes),
+        "ephemeral-storage": quantity.size(volumes.disk(spec, settings)),
     }
     least = {**upper, "cpu": quantity.cores(needs.cpus)}
     limit = {"type": "Container", "max": upper, "default": upper, "defaultRequest": least}

@@ -24,6 +24,8 @@ RENDERED = "polyolo/rendered"
 """Annotation: digest of the object as it was rendered."""
 RELEASE = "polyolo/release"
 """Annotation of pods: the release of the program in it."""
+FILES = "polyolo/files"
+"""Annotation of pods: the disk and the storage that they have for model files."""
 HTTP, GRPC = 8080, 8081
 
 Object = dict[str, Any]

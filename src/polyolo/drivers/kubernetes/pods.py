@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from polyolo.drivers import ANSWER_S, SETTLE_MS, replicas
-from polyolo.drivers.kubernetes.naming import HTTP, RELEASE, Object
+from polyolo.drivers.kubernetes.naming import FILES, HTTP, RELEASE, Object
 from polyolo.types import Phase, RuntimeStatus
 
 TOKEN = "POLYOLO_RUNTIME_TOKEN"  # noqa: S105  # a variable's name
@@ -56,6 +56,15 @@ class Pod:
     made: str = ""
     """When, RFC 3339."""
     release: str = ""
+    files: str = ""
+    """The disk and the storage that it has for model files, see `volumes.fits`."""
+    started: bool = False
+    """Whether its runtime has begun to answer, be it ready or not."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether it can be asked."""
+        return self.state is State.READY or (self.state is State.STARTING and self.started)
 
     @property
     def endpoint(self) -> str:
@@ -73,6 +82,8 @@ def read_pod(found: Object) -> Pod:
         address=status.get("podIP", ""),
         made=metadata.get("creationTimestamp", ""),
         release=metadata.get("annotations", {}).get(RELEASE, ""),
+        files=metadata.get("annotations", {}).get(FILES, ""),
+        started=any(one.get("started") for one in status.get("containerStatuses", ())),
     )
     if metadata.get("deletionTimestamp"):
         return replace(pod, state=State.LEAVING)
@@ -114,13 +125,17 @@ def _quoting(ours: str, theirs: str) -> str:
 
 
 def statuses(pods: Iterable[Pod], tenant: str, keys: Mapping[str, str]) -> dict[str, RuntimeStatus]:
-    """Ask ready pods for their status; return it by name, without those that do not answer."""
-    ready = [pod for pod in pods if pod.state is State.READY]
-    answers = _of_each(ready, lambda pod: _ask_twice(pod, keys))
+    """Ask pods for their status; return it by name, without those that do not answer.
+
+    Also those that are not ready: they know why, and one that cannot load what its document named
+    has to hear of another one.
+    """
+    asked = [pod for pod in pods if pod.answers]
+    answers = _of_each(asked, lambda pod: _ask_twice(pod, keys))
     # A runtime speaks for itself only, and cannot say where it is reached.
     return {
         pod.name: replace(said, tenant=tenant, endpoints=(pod.endpoint,), release=pod.release)
-        for pod, said in zip(ready, answers, strict=True)
+        for pod, said in zip(asked, answers, strict=True)
         if said is not None
     }
 
@@ -190,9 +205,11 @@ def together(
         told = said.get(pod.name)
         if told is not None:
             bound = in_force if pod.release == release else 0
-            phase = Phase.READY if told.phase is Phase.READY else Phase.STARTING
+            ready = told.phase is Phase.READY and pod.state is State.READY
             generation = min(told.observed_generation, bound)
-            return replace(told, phase=phase, observed_generation=generation)
+            phase = Phase.READY if ready else Phase.STARTING
+            endpoints = told.endpoints if pod.state is State.READY else ()
+            return replace(told, phase=phase, observed_generation=generation, endpoints=endpoints)
         if pod.state is State.STARTING:
             return RuntimeStatus(tenant=tenant, phase=Phase.STARTING, reason=pod.reason)
         reason = pod.reason or "it does not answer"
@@ -203,4 +220,16 @@ def together(
     if not copies:
         reason = "no pod of it is there yet"
         return RuntimeStatus(tenant=tenant, phase=Phase.STARTING, reason=reason)
-    return replicas.together(tenant, copies)
+    return _with_failures(replicas.together(tenant, copies), copies)
+
+
+def _with_failures(status: RuntimeStatus, copies: Iterable[RuntimeStatus]) -> RuntimeStatus:
+    """Return the status with what a copy that is not ready failed to load, and no other one has."""
+    known = {(model.name, model.version) for model in status.models}
+    failed = {
+        (model.name, model.version): model
+        for copy in copies
+        for model in copy.models
+        if model.state == "failed" and (model.name, model.version) not in known
+    }
+    return replace(status, models=(*status.models, *failed.values()))

@@ -70,6 +70,9 @@ class ClusterSettings:
     cluster never refuses a runtime that ran before."""
     runtime_class: str = ""
     """RuntimeClass of the runtimes (gVisor, Kata). Default: the cluster's own."""
+    image_volumes: bool = False
+    """Whether the cluster mounts images as volumes (ImageVolume: on from Kubernetes 1.35 on, and
+    with a container runtime that can). Default: not, an older one refuses the whole pod."""
     user_namespaces: bool = False
     """Whether runtimes get user namespaces of their own. Default: not, older nodes lack them."""
     priority_class: str = ""
@@ -93,8 +96,8 @@ class ClusterSettings:
     tmp_bytes: int = 64 << 20
     """Size of /tmp, in memory. Default 64 MiB: what the engine writes there is under 1 MiB."""
     disk_bytes: int = 4 << 30
-    """Disk for model files and logs. Default 4 GiB: 20 models of 200 MB, and is what the quota
-    counts."""
+    """Least disk of a pod for model files and logs, doubled as often as a tenant's files need it.
+    Default 4 GiB: 18 models of 200 MB."""
     drain_s: int = 30
     """Seconds that a runtime is given to finish what it has in flight."""
     leave_s: int = 3
@@ -127,6 +130,8 @@ class ClusterSettings:
                 "platform has 1 to 20 small letters, digits and hyphens and begins with a letter, "
                 f"not {self.platform!r}"
             )
+        if self.disk_bytes < 1 << 20:
+            raise InvalidValueError(f"disk_bytes is at least a MiB, not {self.disk_bytes}")
         if self.scaling is Scaling.KEDA and not self.scaler:
             raise InvalidValueError(
                 "KEDA is to scale the runtimes, but `scaler` does not say where gateways answer it"

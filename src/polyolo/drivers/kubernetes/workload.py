@@ -12,14 +12,13 @@ from typing import Any
 
 import msgspec
 
-from polyolo.drivers.kubernetes import quantity
-from polyolo.drivers.kubernetes.naming import GRPC, HTTP, OBJECT, RELEASE, Object, Place
+from polyolo.drivers.kubernetes import quantity, volumes
+from polyolo.drivers.kubernetes.naming import FILES, GRPC, HTTP, OBJECT, RELEASE, Object, Place
 from polyolo.drivers.kubernetes.settings import ClusterSettings
-from polyolo.types import Resources, RuntimeSpec
+from polyolo.types import MOUNTED, Resources, RuntimeSpec
 
 SPEC_FILE = "spec.json"
 _SPEC_MOUNT = "/etc/polyolo"
-_MODELS_MOUNT = "/run/polyolo/models"
 _DOCUMENT_BYTES = 1_000_000
 """A ConfigMap holds 1 MiB in all; 20 models of 1,000 class names are 200 kB."""
 _KILL_S = 5
@@ -63,12 +62,12 @@ def document(spec: RuntimeSpec, settings: ClusterSettings) -> bytes:
     """Return the spec document as pods read it: files by URL.
 
     `object:NAME`, a file of the store by its name there, becomes that name below `artifacts`, and
-    so does the last part of a path. The same for a spec and for what was read back from such a
-    document. Raises OSError when it is too large.
+    so does the last part of a path; what a pod mounts keeps its name. The same for a spec and for
+    what was read back from such a document. Raises OSError when it is too large.
     """
 
     def there(uri: str) -> str:
-        if "://" in uri:  # the tenant's own store, or translated already
+        if "://" in uri or uri.startswith(MOUNTED):  # the tenant's own store, or translated already
             return uri
         scheme, _, name = uri.rpartition(":")
         return f"{settings.artifacts}/{name if scheme else name.rpartition('/')[2]}"
@@ -159,11 +158,15 @@ def deployment(
         "containers": [_container(spec, settings)],
         "volumes": [
             {"name": "spec", "configMap": {"name": OBJECT}},
-            {"name": "models", "emptyDir": {"sizeLimit": quantity.size(settings.disk_bytes)}},
+            {
+                "name": "models",
+                "emptyDir": {"sizeLimit": quantity.size(volumes.disk(spec, settings))},
+            },
             {
                 "name": "tmp",
                 "emptyDir": {"medium": "Memory", "sizeLimit": quantity.size(settings.tmp_bytes)},
             },
+            *volumes.own_volumes(spec),
         ],
     }
     if settings.user_namespaces:
@@ -192,7 +195,11 @@ def deployment(
             "template": {
                 "metadata": {
                     "labels": {"app.kubernetes.io/name": "polyolo-serving", **place.labels},
-                    "annotations": {"polyolo/keys": seal[:32], RELEASE: spec.release},
+                    "annotations": {
+                        "polyolo/keys": seal[:32],
+                        RELEASE: spec.release,
+                        FILES: volumes.fits(spec, settings),
+                    },
                 },
                 "spec": pod,
             },
@@ -202,8 +209,11 @@ def deployment(
 
 def _container(spec: RuntimeSpec, settings: ClusterSettings) -> dict[str, Any]:
     needs = demand(spec.resources, settings)
-    memory, disk = quantity.size(needs.memory_bytes), quantity.size(settings.disk_bytes)
-    requests = {"cpu": quantity.cores(needs.cpus), "memory": memory, "ephemeral-storage": disk}
+    requests = {
+        "cpu": quantity.cores(needs.cpus),
+        "memory": quantity.size(needs.memory_bytes),
+        "ephemeral-storage": quantity.size(volumes.disk(spec, settings)),
+    }
     most = {**requests, "cpu": quantity.cores(needs.most_cpus)}
     resource, count = gpus(spec.resources.gpus, settings)
     if count:
@@ -217,7 +227,7 @@ def _container(spec: RuntimeSpec, settings: ClusterSettings) -> dict[str, Any]:
         "image": image(spec.release, settings),
         "imagePullPolicy": settings.pull_policy,
         "args": [
-            *("--spec", f"{_SPEC_MOUNT}/{SPEC_FILE}", "--models", _MODELS_MOUNT),
+            *("--spec", f"{_SPEC_MOUNT}/{SPEC_FILE}", *volumes.arguments(spec)),
             *("--host", "0.0.0.0", "--port", str(HTTP)),  # noqa: S104  # a pod's own address
         ],
         "envFrom": [{"secretRef": {"name": OBJECT}}],
@@ -241,8 +251,9 @@ def _container(spec: RuntimeSpec, settings: ClusterSettings) -> dict[str, Any]:
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "spec", "mountPath": _SPEC_MOUNT, "readOnly": True},
-            {"name": "models", "mountPath": _MODELS_MOUNT},
+            {"name": "models", "mountPath": volumes.MODELS_MOUNT},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # of the pod, in memory
+            *volumes.own_mounts(spec),
         ],
     }
 
