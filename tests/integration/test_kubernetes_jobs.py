@@ -183,7 +183,6 @@ WAITS = {"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOf
 TROUBLES = {
     "no room": (condition(status="False", message=NO_ROOM), "no node takes it: 0/3 nodes"),
     "no image": (condition(status="True") | WAITS, "its image cannot be pulled"),
-    "slow": (condition(status="True"), "its container is being started"),
 }
 
 
@@ -193,7 +192,7 @@ def test_why_a_pod_does_not_start_is_logged(
 ):
     """In words for whoever can do something about it; whoever asked is to come again."""
     node.held = lambda _: status
-    with opened(cluster, start_s=1.0) as jobs, pytest.raises(NotReadyError):
+    with opened(cluster, start_s=3.0) as jobs, pytest.raises(NotReadyError):
         run(jobs)
     assert reason in logged(caplog)
 

@@ -119,6 +119,13 @@ def elsewhere() -> str:
     return f"127.{220 + os.getpid() % 30}.{os.getpid() // 30 % 250}.9"
 
 
+def test_a_pod_that_nobody_comes_to_ends(elsewhere: str):
+    """Control was killed before it could."""
+    mine, theirs = receiver.proofs(b"key")
+    with pytest.raises(TimeoutError):
+        receiver._accepted(elsewhere, mine, theirs, 0.1)
+
+
 def test_who_has_the_pods_address_now_gets_no_file(elsewhere: str):
     """Without the task's key there is no answer that control takes; it hears one word."""
     heard: list[bytes] = []

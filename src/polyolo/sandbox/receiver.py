@@ -17,6 +17,7 @@ import platform
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
@@ -43,6 +44,8 @@ _GIVEN = (Layer.USER, Layer.SECCOMP, Layer.LANDLOCK, Layer.RLIMITS)
 """Layers that are made in the pod, beside those that it is: its user is nobody else's already."""
 _PIECE = 1 << 20
 _WORD = 32
+_WAIT_S = 45.0
+"""Seconds for control to come; it looks every second. Killed before, it never will."""
 _PATIENCE_S = 10.0
 """Seconds for whoever connects to prove itself."""
 _READ_S = 30.0
@@ -65,7 +68,7 @@ def main(key: str) -> None:
     """Serve one task and end. key: hex digits; the address stands in the environment."""
     unfit = _unfit()
     mine, theirs = proofs(bytes.fromhex(key))
-    with _accepted(os.environ[ADDRESS], mine, theirs) as connection:
+    with _accepted(os.environ[ADDRESS], mine, theirs, _WAIT_S) as connection:
         request = receive(connection, REQUEST_BYTES)
         with memory_file(pieces(connection, request["size"]), "file") as file:
             answered = threading.Event()
@@ -138,11 +141,13 @@ def _isolation() -> Isolation:
     return Isolation(missing=missing, interpreter=interpreter())
 
 
-def _accepted(address: str, mine: bytes, theirs: bytes) -> socket.socket:
-    """Return the connection of who has proved to be control; let others go."""
+def _accepted(address: str, mine: bytes, theirs: bytes, wait_s: float) -> socket.socket:
+    """Return the connection of who has proved to be control; let others go. Raises TimeoutError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    until = time.monotonic() + wait_s
     with socket.create_server((address, PORT), family=family) as listener:
         while True:
+            listener.settimeout(max(0.001, until - time.monotonic()))
             connection, _ = listener.accept()
             with suppress(OSError):
                 connection.settimeout(_PATIENCE_S)
