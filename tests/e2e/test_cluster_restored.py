@@ -49,9 +49,13 @@ def test_a_restored_platform_adopts_what_it_made(platform, board, told):
     with platform.client(key) as client:
         after = client.detect(board)
         assert (after.model, after.detections) == (before.model, before.detections)
-        client.push_model("city", bundled("pcb", 2))  # what is changed reaches the adopted pod
+        client.push_model("city", bundled("pcb", 2))
         client.use_model("city", 2)
-        assert client.detect(board).model.version == 2
+        eventually(
+            lambda: client.detect(board).model.version == 2,
+            within=30,  # the lease that stood in the backup is waited out
+            what="what is changed reaches the adopted pod",
+        )
     assert found("namespace", home)["metadata"]["uid"] == namespace
     assert platform.running(home) == pods
     left = platform.namespace(late)

@@ -22,7 +22,7 @@ from polyolo.control.service.storages import Storages
 from polyolo.control.workqueue import Workers
 from polyolo.errors import ModelRefusedError, PolyoloError, TooLargeError
 from polyolo.resources import Upload
-from polyolo.sandbox.layers import Isolation
+from polyolo.sandbox.programs import Program
 from polyolo.sealedfile import SealedFileError
 from polyolo.types import Plan
 
@@ -48,26 +48,24 @@ class Admission:
         ledger: Ledger,
         store: Artifacts,
         storages: Storages,
-        inspect: Sequence[str],
-        isolation: Isolation,
+        inspect: Program,
+        converter: Converter,
         plans: Sequence[Plan],
         *,
-        converter: Converter | None = None,
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepare; nothing happens before the workers start.
 
-        inspect: the program that looks into a file, isolation: what it is put into (see intake).
-        converter: turns checkpoints into ONNX, if anything does.
+        inspect: looks into a file (see intake). converter: turns checkpoints into ONNX, if
+        anything does.
         leads: whether this control plane is the one that acts.
         """
         self._ledger = ledger
         self._store = store
         self._storages = storages
         self._inspect = inspect
-        self._isolation = isolation
-        self._plans = plans
         self._converter = converter
+        self._plans = plans
         self._leads = leads
         self._storing: set[tuple[str, str]] = set()
         """Files that are stored, or about to be, and have no row yet."""
@@ -166,13 +164,12 @@ class Admission:
 
     def _admit(self, upload: Upload, plan: Plan, tenant: str, file: MemoryFile) -> None:
         try:
-            facts = judge(file, upload.classes, self._inspect, self._isolation)
+            facts = judge(file, upload.classes, self._inspect)
         except CheckpointError:
             if upload.uri:  # the platform would have to keep what it becomes
                 raise
-            limit = plan.max_model_bytes
-            with converted(file, self._converter, self._isolation, limit) as onnx:
-                facts = judge(onnx, upload.classes, self._inspect, self._isolation)
+            with converted(file, self._converter, plan.max_model_bytes) as onnx:
+                facts = judge(onnx, upload.classes, self._inspect)
                 self._record(upload, plan, tenant, onnx, facts)
         else:
             self._record(upload, plan, tenant, file, facts)
@@ -209,8 +206,7 @@ class Admission:
 def admit_standard(
     ledger: Ledger,
     store: Artifacts,
-    inspect: Sequence[str],
-    isolation: Isolation,
+    inspect: Program,
     path: Path,
     record: Callable[[Artifact], T],
 ) -> T:
@@ -222,7 +218,7 @@ def admit_standard(
     def judged(file: MemoryFile) -> Artifact:
         facts = artifacts.known(ledger, file.sha256)
         if facts is None:
-            facts = judge(file, (), inspect, isolation)
+            facts = judge(file, (), inspect)
         return Artifact(tenant=PLATFORM, digest=file.sha256, size=file.size, facts=facts)
 
     with path.open("rb") as source, gathered(iter(lambda: source.read(_COPY_BYTES), b"")) as file:

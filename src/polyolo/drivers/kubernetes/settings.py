@@ -48,6 +48,28 @@ class Egress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings:
+    """The pods in which strangers' files are opened, one for each file; see `jobs`."""
+
+    converter_image: str = ""
+    """Image with Python 3.11 or newer, as `python3`, and ultralytics (AGPL-3.0), which turns .pt
+    files into ONNX. Nothing of polyolo need be in it. Default: .pt files are refused."""
+    runtime_class: str = ""
+    """RuntimeClass of these pods (gVisor, Kata). Default: that of the runtimes."""
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the nodes that they may run on. Default: any node."""
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    """Taints of nodes that they may run on all the same."""
+    start_s: float = 120.0
+    """Seconds for a pod to start, its image to be pulled included; then it is tried again."""
+    least_cpus: float = 0.25
+    """Cores that one is sure of; it may use as many as its work is given, which is 1."""
+    least_memory_bytes: int = 512 << 20
+    """Memory that one is sure of; what it may use is several GiB, for a file as large as plans
+    allow. Default 512 MiB: twice what looking into a YOLOv8x takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSettings:
     """Everything about a cluster that is not about one tenant. Read from a JSON document."""
 
@@ -121,8 +143,16 @@ class ClusterSettings:
     """Namespace whose pods may read the runtimes' metrics. Default: nobody."""
     egress: tuple[Egress, ...] = ()
     """Networks that runtimes may reach besides control. Default: none."""
+    jobs: JobSettings | None = None
+    """How strangers' files are opened in pods of their own, in a namespace that the operator has
+    made (the chart does). Default: in the sandbox of the host that control runs on."""
     answer_s: float = 5.0
     """Seconds that the API server may take for one answer."""
+
+    @property
+    def jobs_namespace(self) -> str:
+        """Return where those pods run: no tenant's, whose names end in a digest."""
+        return f"{self.platform}-jobs"
 
     def __post_init__(self) -> None:
         if not _LABEL.fullmatch(self.platform):

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from polyolo.drivers.kubernetes import quantity, volumes
+from polyolo.drivers.kubernetes import quantity, restricted, volumes
 from polyolo.drivers.kubernetes.naming import FILES, GRPC, HTTP, OBJECT, RELEASE, Object, Place
 from polyolo.drivers.kubernetes.settings import ClusterSettings
 from polyolo.types import MOUNTED, Resources, RuntimeSpec
@@ -140,20 +140,16 @@ def deployment(
         for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
     ]
     gpu = spec.resources.gpus > 0
-    user = place.user % 65_000 + 535 if settings.user_namespaces else place.user
-    pod: dict[str, Any] = {
-        "serviceAccountName": OBJECT,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "dnsPolicy": "Default",  # it resolves nothing; this keeps the cluster's names out of sight
+    pod = {
+        **restricted.pod(
+            place.user,
+            account=OBJECT,
+            user_namespaces=settings.user_namespaces,
+            runtime_class=settings.runtime_class,
+            nodes={**settings.node_selector, **(settings.gpu_node_selector if gpu else {})},
+            taints=(*settings.tolerations, *(settings.gpu_tolerations if gpu else ())),
+        ),
         "terminationGracePeriodSeconds": settings.leave_s + settings.drain_s + _KILL_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": user,
-            "runAsGroup": user,
-            "fsGroup": user,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "topologySpreadConstraints": spread,
         "containers": [_container(spec, settings)],
         "volumes": [
@@ -162,21 +158,10 @@ def deployment(
                 "name": "models",
                 "emptyDir": {"sizeLimit": quantity.size(volumes.disk(spec, settings))},
             },
-            {
-                "name": "tmp",
-                "emptyDir": {"medium": "Memory", "sizeLimit": quantity.size(settings.tmp_bytes)},
-            },
+            restricted.tmp(settings.tmp_bytes),
             *volumes.own_volumes(spec),
         ],
     }
-    if settings.user_namespaces:
-        pod["hostUsers"] = False
-    if nodes := {**settings.node_selector, **(settings.gpu_node_selector if gpu else {})}:
-        pod["nodeSelector"] = nodes
-    if taints := (*settings.tolerations, *(settings.gpu_tolerations if gpu else ())):
-        pod["tolerations"] = [dict(taint) for taint in taints]
-    if settings.runtime_class:
-        pod["runtimeClassName"] = settings.runtime_class
     if settings.priority_class:
         pod["priorityClassName"] = settings.priority_class
     # New keys reach a process only when it starts: their digest makes new pods.
@@ -242,17 +227,12 @@ def _container(spec: RuntimeSpec, settings: ClusterSettings) -> dict[str, Any]:
         "livenessProbe": probe("/livez", periodSeconds=5, failureThreshold=2),
         "lifecycle": {"preStop": {"sleep": {"seconds": settings.leave_s}}},
         "resources": {"requests": requests, "limits": most},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-        },
+        "securityContext": dict(restricted.CONTAINER),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "spec", "mountPath": _SPEC_MOUNT, "readOnly": True},
             {"name": "models", "mountPath": volumes.MODELS_MOUNT},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # of the pod, in memory
+            dict(restricted.TMP),
             *volumes.own_mounts(spec),
         ],
     }
