@@ -167,7 +167,11 @@ class ClusterPlatform:
         """Delete what the chart made, and the platform's namespace."""
         made = [*self._objects, _object("Namespace", PLATFORM)]
         everything = {"apiVersion": "v1", "kind": "List", "items": made}
-        kubectl("delete", "--ignore-not-found", "--wait", "-f", "-", given=everything)
+        gone = ("delete", "--ignore-not-found")
+        kubectl(*gone, "--wait=false", "-f", "-", given=everything)
+        # Nobody is left whom gateways would have to ask to go elsewhere.
+        kubectl(*gone, "-n", PLATFORM, "pods", "--all", "--grace-period=1", "--wait=false")
+        kubectl(*gone, "--wait", "-f", "-", given=everything)
 
     def left(self) -> list[str]:
         """Return the namespaces of tenants that there are."""
