@@ -57,7 +57,7 @@ class Settings:
     control_deadline_s: float = 900.0
     """Seconds for a call of the control API. Default 900: uploading a 512 MiB model at 5 Mbit/s."""
     hold_s: float = 10.0
-    """Seconds that a request waits for a starting runtime; then 503."""
+    """Seconds that a request waits for a runtime that starts, or is out of reach; then 503."""
     hold_requests: int = 128
     """Requests of one tenant that may wait for its starting runtime; more are answered 503."""
     control_connections: int = 128
