@@ -102,6 +102,7 @@ class ClusterPlatform:
             "POLYOLO_GATEWAY_TOKEN": secrets.token_hex(32),
         }
         self.url = self.gateway = ""
+        self._following = False
         self._made: list[str] = []
         self._bucket = ""
         self._kept = ExitStack()
@@ -138,10 +139,14 @@ class ClusterPlatform:
         self.install()
         eventually(self._ready, within=60, what="the gateway answers /readyz")
 
-    def install(self, *, following: bool = False) -> None:
-        """Bring about what the chart says, and return when it is there. following: of the next
-        release: all pods of platform and tenants are to be others, the tenants' a while later."""
-        self._objects = _rendered(self._values(self.url, following=following))
+    def upgrade(self) -> None:
+        """Have the next release; return when the platform is of it, its tenants' pods follow."""
+        self._following = True
+        self.install()
+
+    def install(self) -> None:
+        """Bring about what the chart says, and return when it is there."""
+        self._objects = _rendered(self._values(self.url))
         self._apply(self._objects)
         for part in PARTS:
             self.rolled_out(part)
@@ -164,14 +169,13 @@ class ClusterPlatform:
             self._kept.close()
 
     def uninstall(self) -> None:
-        """Delete what the chart made, and the platform's namespace."""
+        """Delete what the chart made, and the platform's namespace; pods die as of a lost node, for
+        nobody is left whom gateways would have to ask to go elsewhere."""
         made = [*self._objects, _object("Namespace", PLATFORM)]
         everything = {"apiVersion": "v1", "kind": "List", "items": made}
-        gone = ("delete", "--ignore-not-found")
-        kubectl(*gone, "--wait=false", "-f", "-", given=everything)
-        # Nobody is left whom gateways would have to ask to go elsewhere.
-        kubectl(*gone, "-n", PLATFORM, "pods", "--all", "--grace-period=1", "--wait=false")
-        kubectl(*gone, "--wait", "-f", "-", given=everything)
+        kubectl("-n", PLATFORM, "delete", "deployments", "--all", "--wait=false")
+        kubectl("-n", PLATFORM, "delete", "pods", "--all", "--force", "--grace-period=0")
+        kubectl("delete", "--ignore-not-found", "--wait", "-f", "-", given=everything)
 
     def left(self) -> list[str]:
         """Return the namespaces of tenants that there are."""
@@ -243,11 +247,9 @@ class ClusterPlatform:
         listed = {"apiVersion": "v1", "kind": "List", "items": objects}
         kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", given=listed)
 
-    def _values(
-        self, public: str = "https://polyolo.example", *, following: bool = False
-    ) -> Object:
+    def _values(self, public: str = "https://polyolo.example") -> Object:
         named = os.environ.get("POLYOLO_IMAGES", "polyolo-{}:0.1.0")
-        if following:
+        if self._following:
             named = os.environ.get("POLYOLO_NEXT_IMAGES", named)
         ports = [443, 6443, _DATABASE_PORT, urlsplit(self._bucket).port]
         environment = {
@@ -256,9 +258,9 @@ class ClusterPlatform:
             "AWS_REGION": "us-east-1",
             "AWS_ENDPOINT_URL": self._bucket,
         }
-        memory = "257Mi" if following else "256Mi"  # or the same images would change nothing
+        memory = "257Mi" if self._following else "256Mi"  # or the same images would change nothing
         little = {"requests": {"cpu": "100m", "memory": memory}, "limits": {"memory": "2Gi"}}
-        nodes = {"kubernetes.io/os": "linux"} if following else {}
+        nodes = {"kubernetes.io/os": "linux"} if self._following else {}
         return {
             "platform": PLATFORM,
             "secret": PLATFORM,

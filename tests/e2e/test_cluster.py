@@ -221,7 +221,7 @@ def held(image: str) -> dict[str, Any]:
         user=100_000_007,
         size=0,
         time_s=60.0,
-        confinement=Confinement(memory_bytes=256 << 20),
+        confinement=Confinement(memory_bytes=256 << 20, cpus=1.0),
     )
     template = render(task, known, JobSettings())["spec"]["template"]
     template["spec"]["containers"][0]["command"] = ["python3", "-c", _LISTEN]

@@ -59,7 +59,7 @@ def test_an_upgrade_fails_no_request(platform, board, told):
         homes = [PLATFORM, *map(platform.namespace, tenants)]
         before = set[str]().union(*map(platform.running, homes))
         started = time.monotonic()
-        platform.install(following=True)
+        platform.upgrade()
         told("until the platform's next release is there", time.monotonic() - started)
 
         def left() -> set[str]:
