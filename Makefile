@@ -46,9 +46,11 @@ e2e: install  ## Only the end to end tests
 
 BUILD  ?= buildah bud --format docker
 IMAGES ?= polyolo-{}:0.1.0
+NEXT   ?= $(IMAGES)
 
-e2e-cluster: install  ## The main job, scaling and isolation on the cluster that KUBECONFIG names
-	@POLYOLO_IMAGES='$(IMAGES)' $(BIN)/pytest -m cluster -rs tests/e2e/test_main_job.py tests/e2e/test_cluster.py
+e2e-cluster: install  ## The main job, scaling, isolation, upgrade and restore on KUBECONFIG's cluster
+	@POLYOLO_IMAGES='$(IMAGES)' POLYOLO_NEXT_IMAGES='$(NEXT)' \
+		$(BIN)/pytest -m cluster -rs tests/e2e/test_main_job.py tests/e2e/test_cluster*.py
 
 images:  ## The three images of a cluster's platform (BUILD='docker build' for Docker)
 	@for target in serving gateway control; do \

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STANDARD = "standard"
 """Name under which every tenant may call the platform's own model."""
+MOUNTED = "storage:"  # begins the uri of a file in RuntimeSpec.storage
 
 
 # --- Detections: what a picture gives ---------------------------------------------------------
@@ -131,7 +132,8 @@ class VersionSpec:
     digest: str
     """sha256 of the file, 64 hex digits; the runtime refuses other bytes."""
     uri: str
-    """Where the runtime reads the file: a path, absolute or relative to the spec document."""
+    """A path, absolute or relative to the spec document; or MOUNTED and a path in `storage`."""
+    size: int = 0  # bytes of the file; 0: not told
     classes: tuple[str, ...] = ()
     """Class names by id; empty: the file's metadata, else class_0 …."""
     family: str | None = None
@@ -187,8 +189,9 @@ class RuntimeSpec:
     max_replicas: int = 0
     """Most copies where the place itself adds some by load; up to `replicas`: no more."""
     resources: Resources = field(default_factory=Resources)
-    release: str = ""
-    """Release of the runtime's program; empty: the platform's own."""
+    release: str = ""  # of the runtime's program; empty: the platform's own
+    storage: str = ""
+    """The tenant's own that the runtime mounts: `pvc://CLAIM`, `image://REFERENCE`; empty: none."""
 
 
 class Phase(StrEnum):
@@ -222,10 +225,8 @@ class ModelStatus:
     """Pictures a second of each choice, where there was one to make."""
     quality: str = ""
     """How the boxes of faster arithmetic compare with float32's, or why none is used."""
-    crashes: int = 0
-    """Times that its process ended by itself since it was loaded."""
-    memory_bytes: int = 0
-    """What its process keeps for itself."""
+    crashes: int = 0  # times that its process ended by itself since it was loaded
+    memory_bytes: int = 0  # what its process keeps for itself
     rollout: RolloutStatus | None = None  # while it is on trial
 
 

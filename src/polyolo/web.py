@@ -286,6 +286,7 @@ async def serve(
     *,
     stop: asyncio.Event | None = None,
     drain_s: float = 30.0,
+    leave: asyncio.Event | None = None,
     retire: asyncio.Event | None = None,
     tls: Tls | None = None,
     protocol: Callable[..., asyncio.Protocol] | None = None,
@@ -293,13 +294,13 @@ async def serve(
 ) -> None:
     """Serve `app` until `stop`, then finish what is in flight, and return.
 
-    stop: SIGTERM or SIGINT when None. drain_s: seconds that requests in flight are given. retire:
-    set when somebody else listens on the same socket: from then on no new connections are taken,
-    and those that are there are told with the next answer to make another one; when all have
-    ended, that is a stop. None is closed while its client may be about to send a request. tls:
-    None for plain HTTP; else plain HTTP gets no answer, the connection is closed. protocol: makes
-    each connection's, in the place of uvicorn's for httptools. draining: called when nothing more
-    is taken in, and what is in flight goes on.
+    stop: SIGTERM or SIGINT when None. drain_s: seconds that requests in flight are given. leave:
+    set a while before `stop`: from then on each connection is told with its next answer to make
+    another one, so that none is closed while its client may be about to send a request. retire:
+    set when somebody else listens on the same socket: the same, and no new connections are taken;
+    when all have ended, that is a stop. tls: None for plain HTTP; else plain HTTP gets no answer,
+    the connection is closed. protocol: makes each connection's, in the place of uvicorn's for
+    httptools. draining: called when nothing more is taken in, and what is in flight goes on.
     """
     config = uvicorn.Config(
         app,
@@ -324,16 +325,24 @@ async def serve(
         assert config.ssl is not None
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     server = _Server(config, draining)
-    stop = stop or signalled()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    waiting = asyncio.create_task(stop.wait())
+    waiting = asyncio.create_task((stop or signalled()).wait())
+    leaving = asyncio.create_task(_asked_to_go(server, leave or asyncio.Event()))
     retiring = asyncio.create_task(_retired(server, listener, retire or asyncio.Event()))
     await asyncio.wait({serving, waiting, retiring}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    retiring.cancel()
+    for task in (waiting, leaving, retiring):
+        task.cancel()
     server.should_exit = True
     with suppress(asyncio.CancelledError):
         await serving
+
+
+async def _asked_to_go(server: uvicorn.Server, leave: asyncio.Event) -> None:
+    """Wait for the event, and have each answer from then on end its connection."""
+    await leave.wait()
+    farewell = [(b"connection", b"close")]
+    server.config.encoded_headers += farewell  # what the server makes its headers of each second
+    server.server_state.default_headers = [*server.server_state.default_headers, *farewell]
 
 
 async def _retired(server: uvicorn.Server, listener: socket.socket, retire: asyncio.Event) -> None:
@@ -344,8 +353,6 @@ async def _retired(server: uvicorn.Server, listener: socket.socket, retire: asyn
     for listening in server.servers:
         listening.close()
     listener.close()
-    farewell = [(b"connection", b"close")]
-    server.config.encoded_headers += farewell  # what the server makes its headers of each second
-    server.server_state.default_headers = [*server.server_state.default_headers, *farewell]
+    await _asked_to_go(server, retire)
     while server.server_state.connections:  # noqa: ASYNC110  # neither
         await asyncio.sleep(_LOOK_S)

@@ -29,6 +29,7 @@ KINDS = {
     "resourcequotas": ("v1", "ResourceQuota"),
     "limitranges": ("v1", "LimitRange"),
     "deployments.apps": ("apps/v1", "Deployment"),
+    "jobs.batch": ("batch/v1", "Job"),
     "networkpolicies.networking.k8s.io": ("networking.k8s.io/v1", "NetworkPolicy"),
     "poddisruptionbudgets.policy": ("policy/v1", "PodDisruptionBudget"),
     "horizontalpodautoscalers.autoscaling": ("autoscaling/v2", "HorizontalPodAutoscaler"),

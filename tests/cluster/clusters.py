@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -84,12 +84,22 @@ def plain(found: Object) -> Object:
     return {**found, "metadata": metadata}
 
 
+def with_namespace(server: ApiServer, name: str) -> None:
+    """Make a namespace, as whoever installs does."""
+    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    server.do(lambda: server.store.create(("namespaces", "", name), made, "helm"))
+
+
 @contextmanager
-def inhabited(command: Sequence[str], root: Path) -> Iterator[tuple[Clustered, Node]]:
-    """Run one whose pods are real processes. command: starts a container. No KEDA is there."""
+def inhabited(
+    command: Sequence[str], root: Path, images: Mapping[str, Path] | None = None
+) -> Iterator[tuple[Clustered, Node]]:
+    """Run one whose pods are real processes. command, images: see Node. No KEDA is there, but a
+    namespace for Jobs."""
     server = ApiServer(without=KEDA | MONITORING)
-    node = Node(server, command, root)
+    node = Node(server, command, root, images)
     server.start()
+    with_namespace(server, SETTINGS.jobs_namespace)
     made = Clustered(server, replace(SETTINGS, scaling=Scaling.CONTROL))
     try:
         yield made, node

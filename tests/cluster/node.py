@@ -1,7 +1,8 @@
 """Controllers and a kubelet for the emulated cluster: pods are real processes on 127.0.0.0/8.
 
-A Deployment gets pods; a pod gets an address, its ConfigMap as files, its Secret as variables, and
-a process; it is ready when /readyz says so. A process that ends waits in CrashLoopBackOff.
+A Deployment gets pods, and so does a Job (see batch); a pod gets an address, its ConfigMap as
+files, its Secret as variables, and a process. One with a probe is ready when /readyz says so. A
+process that ends waits in CrashLoopBackOff, unless it is to run only once.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import aiohttp
 
 from tests.cluster.apiserver import ApiServer
+from tests.cluster.batch import Batch
 from tests.cluster.store import Key, Object
 
 BACKOFF_S = 10.0
@@ -44,17 +47,34 @@ class Running:
     stop_by: float = 0.0
     probed_at: float = 0.0
     restarts: int = 0
+    started: bool = False
     mounted: dict[str, str] = field(default_factory=dict)
 
 
 class Node:
-    """Runs the pods of one API server. command: starts a container, its arguments are added."""
+    """Runs the pods of one API server.
 
-    def __init__(self, server: ApiServer, command: Sequence[str], root: Path) -> None:
+    command: starts a container that names none, its arguments are added. images: of those that do,
+    where their programs lie; the tests' own Python for others.
+    """
+
+    def __init__(
+        self,
+        server: ApiServer,
+        command: Sequence[str],
+        root: Path,
+        images: Mapping[str, Path] | None = None,
+    ) -> None:
         self._server = server
         self._store = server.store
+        self._images = images or {}
+        self.batch = Batch(server)
+        self.held: Callable[[Object], Object | None] = lambda _: None
+        """Returns the status of a pod that is not to start; None for one that is."""
         self._command = tuple(command)
         self._root = root
+        self.volumes: dict[str, Path] = {}
+        """What is in PersistentVolumeClaims by their names, and in images by their references."""
         self._pods: dict[Key, Running] = {}
         self._numbers = itertools.count(1)
         # Each process of tests has addresses of its own, and so has each of its clusters.
@@ -76,6 +96,7 @@ class Node:
                 while True:
                     for found in self._store.of("deployments.apps"):
                         self._scale(found)
+                    self.batch.turn()
                     self._collect()
                     for found in self._store.of("pods"):
                         await self._tend(found, http)
@@ -110,11 +131,14 @@ class Node:
                 self._store.delete(_key(one))
 
     def _collect(self) -> None:
-        """Delete the pods of Deployments that are gone, as the garbage collector does."""
+        """Delete the pods of Deployments and Jobs that are gone, as the garbage collector does."""
+        there = {
+            one["metadata"]["uid"]
+            for collection in ("deployments.apps", "jobs.batch")
+            for one in self._store.of(collection)
+        }
         for found in self._store.of("pods"):
-            home, owner = found["metadata"]["namespace"], found["metadata"]["ownerReferences"][0]
-            deployment = self._store.objects.get(("deployments.apps", home, "polyolo-runtime"))
-            if deployment is None or deployment["metadata"]["uid"] != owner["uid"]:
+            if found["metadata"]["ownerReferences"][0]["uid"] not in there:
                 self._store.delete(_key(found))
 
     def _make(self, owner: Object, mark: str) -> None:
@@ -134,29 +158,43 @@ class Node:
         one = self._pods.get(key)
         if _leaving(found):
             self._end(key, found, one)
+        elif (status := self.held(found)) is not None:
+            self._store.change(key, lambda made: made.update(status=status), "kubelet", "status")
         elif one is None:
             number = next(self._numbers)
             address = f"{self._net}.{number % 250 + 1}"
             one = self._pods[key] = Running(address=address, directory=self._root / key[2])
             self._status(key, one, "starting")
         elif one.process is None:
-            if time.monotonic() - one.ended_at >= BACKOFF_S or not one.restarts:
+            again = not one.restarts or not _once(found)
+            if again and (time.monotonic() - one.ended_at >= BACKOFF_S or not one.restarts):
                 self._start(key, found, one)
         elif (code := one.process.poll()) is not None:
             one.process, one.ended_at = None, time.monotonic()
-            self._status(key, one, "ended", code)
+            self._status(key, one, "over" if _once(found) else "ended", code)
+        elif "readinessProbe" not in found["spec"]["containers"][0]:
+            self._status(key, one, "ready")
         elif not _ready(found) and time.monotonic() - one.probed_at >= _PROBE_S:
             one.probed_at = time.monotonic()
             try:
                 async with http.get(f"http://{one.address}:8080/readyz") as answer:
                     if answer.status == 200:
                         self._status(key, one, "ready")
+                    elif not one.started:
+                        self._status(key, one, "started")
             except (aiohttp.ClientError, TimeoutError):
                 pass
 
     def _start(self, key: Key, found: Object, one: Running) -> None:
         container = found["spec"]["containers"][0]
-        environment = {"PATH": os.environ["PATH"], "POLYOLO_PARENT": str(os.getpid())}
+        programs = self._images.get(container["image"], Path(sys.executable).parent)
+        environment = {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "POLYOLO_PARENT": str(os.getpid()),
+        }
+        for variable in container.get("env", ()):
+            assert variable["valueFrom"]["fieldRef"]["fieldPath"] == "status.podIP"
+            environment[variable["name"]] = one.address
         for source in container.get("envFrom", ()):
             secret = self._store.objects.get(("secrets", key[1], source["secretRef"]["name"]))
             if secret is None:
@@ -167,6 +205,15 @@ class Node:
         places = {}
         for volume in found["spec"].get("volumes", ()):
             where = one.directory / volume["name"]
+            if claim := volume.get("persistentVolumeClaim", {}).get("claimName"):
+                if ("persistentvolumeclaims", key[1], claim) not in self._store.objects:
+                    self._status(key, one, "unschedulable")
+                    return
+                places[volume["name"]] = self.volumes[claim]
+                continue
+            if "image" in volume:
+                places[volume["name"]] = self.volumes[volume["image"]["reference"]]
+                continue
             where.mkdir(parents=True, exist_ok=True)
             places[volume["name"]] = where
             if "configMap" in volume:
@@ -177,12 +224,16 @@ class Node:
                 for file, text in documents["data"].items():
                     (where / file).write_text(text)
         mounts = {one["mountPath"]: str(places[one["name"]]) for one in container["volumeMounts"]}
-        arguments = [_outside(part, mounts) for part in container["args"]]
-        arguments[arguments.index("--host") + 1] = one.address
+        arguments = [_outside(part, mounts) for part in container.get("args", ())]
+        if "--host" in arguments:
+            arguments[arguments.index("--host") + 1] = one.address
+        command = container.get("command", self._command)
+        program = shutil.which(command[0], path=environment["PATH"])
+        assert program is not None, command[0]
         one.restarts += 1
         with (one.directory / "log").open("ab") as log:
             one.process = subprocess.Popen(
-                [*self._command, *arguments],
+                [program, *command[1:], *arguments],
                 env={**environment, "TMPDIR": str(places["tmp"])},
                 cwd=one.directory,
                 stdin=subprocess.DEVNULL,
@@ -219,24 +270,39 @@ class Node:
                 one.process.wait()
 
     def _status(self, key: Key, one: Running, what: str, code: int = 0) -> None:
+        phase = "Running" if one.process else "Pending"
         state: dict[str, Any] = {"running": {}}
         last: dict[str, Any] = {}
+        one.started = what in ("started", "ready")
         if what == "ended":
             ended = {"exitCode": code if code >= 0 else 128 - code}
             if code < 0:
                 ended["signal"] = -code
             state, last = {"waiting": {"reason": "CrashLoopBackOff"}}, {"terminated": ended}
+        elif what == "over":
+            phase = "Failed" if code else "Succeeded"
+            state = {"terminated": {"exitCode": code if code >= 0 else 128 - code}}
         elif one.process is None:
             state = {"waiting": {"reason": "ContainerCreating"}}
         status = {
-            "phase": "Running" if one.process else "Pending",
+            "phase": phase,
             "podIP": one.address,
             "conditions": [
-                {"type": "PodScheduled", "status": "True"},
+                {
+                    "type": "PodScheduled",
+                    "status": str(what != "unschedulable"),
+                    "message": "a claim is missing" if what == "unschedulable" else "",
+                },
                 {"type": "Ready", "status": str(what == "ready")},
             ],
             "containerStatuses": [
-                {"name": "runtime", "state": state, "lastState": last, "restartCount": one.restarts}
+                {
+                    "name": "runtime",
+                    "state": state,
+                    "lastState": last,
+                    "restartCount": one.restarts,
+                    "started": one.started,
+                }
             ],
         }
         self._store.change(key, lambda made: made.update(status=status), "kubelet", "status")
@@ -252,6 +318,10 @@ def _outside(argument: str, mounts: dict[str, str]) -> str:
 
 def _key(found: Object) -> Key:
     return "pods", found["metadata"]["namespace"], found["metadata"]["name"]
+
+
+def _once(found: Object) -> bool:
+    return found["spec"].get("restartPolicy") == "Never"
 
 
 def _leaving(found: Object) -> bool:

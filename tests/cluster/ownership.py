@@ -91,7 +91,8 @@ class Owners:
         merged = copy.deepcopy(live)
         before = self.sets.get(me, set())
         self.sets[me] = set(wanted)
-        for path in sorted(before - set(wanted), key=len):
+        # Elements first: without its key's field none would be found any more.
+        for path in sorted(before - set(wanted), key=lambda one: (one[-1] != ".", len(one))):
             if not any(path in paths for paths in self.sets.values()):
                 remove(merged, path)
         for path, value in wanted.items():

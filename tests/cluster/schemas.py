@@ -1,8 +1,8 @@
 """The published schemas of Kubernetes' releases and of the custom resources that are used.
 
-Kubernetes' come with the package kubernetes-validate, KEDA's and the Prometheus operator's are
-those of the models that cloudcoil generates from their CustomResourceDefinitions. All are made
-strict: a field that they do not name is refused.
+Kubernetes' come with the package kubernetes-validate; KEDA's, the Prometheus operator's and
+cert-manager's are those of the models that cloudcoil generates from their
+CustomResourceDefinitions. All are made strict: a field that they do not name is refused.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ RELEASES = ("1.31", "1.32", "1.33", "1.34", "1.35", "1.36")
 _MODELS = {
     "keda.sh/v1alpha1": "cloudcoil.models.keda.v1alpha1",
     "monitoring.coreos.com/v1": "cloudcoil.models.prometheus_operator.v1",
+    "cert-manager.io/v1": "cloudcoil.models.cert_manager.v1",
 }
 
 

@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         for model in fresh["models"]:
             for version in model["versions"]:
                 file = Path(version["uri"])
-                if "://" in version["uri"]:
+                if "://" in version["uri"] or version["uri"].startswith("storage:"):
                     continue
                 assert file.is_file(), f"{file} is not there"
         if self.server.spec is None or fresh["generation"] > self.server.spec["generation"]:

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 from base64 import b64encode
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from polyolo.client import Client
 from polyolo.client.call import trusted
 from polyolo.drivers.kubernetes.naming import place
+from polyolo.errors import NotFoundError
 from polyolo.resources import Tenant
 from tests.contract.bucket_server import bucket
 from tests.e2e.platform import eventually
@@ -41,6 +42,7 @@ from tests.integration import postgres
 CHART = Path(__file__).parents[2] / "deploy/helm/polyolo"
 PLATFORM = "polyolo-e2e"
 """Name of the platform, of its namespace and of its Secret."""
+PARTS = ("control", "gateway")
 _DATABASE_PORT = 5432
 _ROLLED_OUT_S = 180
 
@@ -94,7 +96,15 @@ class ClusterPlatform:
         has_keda = found("crd", "scaledobjects.keda.sh") is not None
         self.scaling = os.environ.get("POLYOLO_SCALING") or ("keda" if has_keda else "control")
         self.operator_key = f"po_{secrets.token_hex(32)}"
+        self._secrets = {
+            "operator.key": self.operator_key,
+            "POLYOLO_MASTER_KEY": b64encode(secrets.token_bytes(32)).decode(),
+            "POLYOLO_GATEWAY_TOKEN": secrets.token_hex(32),
+        }
         self.url = self.gateway = ""
+        self._following = False
+        self._made: list[str] = []
+        self._bucket = ""
         self._kept = ExitStack()
         self._home = Path(tempfile.mkdtemp(prefix="polyolo-e2e-"))
         self._kept.callback(shutil.rmtree, self._home)
@@ -103,26 +113,20 @@ class ClusterPlatform:
 
     def start(self) -> None:
         """Install, and return when the door is open."""
-        database = self._kept.enter_context(postgres.server(self.address))
-        store = self._kept.enter_context(bucket(host=self.address))
+        self.database = self._kept.enter_context(postgres.server(self.address))
+        self._bucket = self._kept.enter_context(bucket(host=self.address)).endpoint
+        self.begin("postgres")
+        self._for_programs()
+
+    def begin(self, database: str) -> None:
+        """Install where nothing of the platform is but a database, and what it has in the bucket;
+        return when the door is open."""
+        login = f"postgres:{self.database.password}"
+        url = f"postgresql+psycopg://{login}@{self.address}:{_DATABASE_PORT}/{database}"
         marks = {"pod-security.kubernetes.io/enforce": "restricted"}
         self._apply([_object("Namespace", PLATFORM, labels=marks)])
-        url = f"postgresql+psycopg://postgres:{database.password}@{self.address}:{_DATABASE_PORT}"
-        self._apply(
-            [
-                _secret(
-                    PLATFORM,
-                    {
-                        "operator.key": self.operator_key,
-                        "POLYOLO_MASTER_KEY": b64encode(secrets.token_bytes(32)).decode(),
-                        "POLYOLO_GATEWAY_TOKEN": secrets.token_hex(32),
-                        "POLYOLO_DATABASE": f"{url}/postgres",
-                    },
-                )
-            ]
-        )
-        self._objects = _rendered(self._values(store.endpoint))
-        services = [one for one in self._objects if one["kind"] == "Service"]
+        self._apply([_secret(PLATFORM, {**self._secrets, "POLYOLO_DATABASE": url})])
+        services = [one for one in _rendered(self._values()) if one["kind"] == "Service"]
         self._apply(
             services
         )  # their addresses are in the certificate, and in control's environment
@@ -132,12 +136,20 @@ class ClusterPlatform:
         self.ca.write_bytes(certificate)
         files = {"tls.crt": certificate.decode(), "tls.key": key.decode()}
         self._apply([_secret(f"{PLATFORM}-tls", files, kind="kubernetes.io/tls")])
-        self._objects = _rendered(self._values(store.endpoint, self.url))
-        self._apply(self._objects)
-        for part in ("control", "gateway"):
-            self.rolled_out(part)
+        self.install()
         eventually(self._ready, within=60, what="the gateway answers /readyz")
-        self._for_programs()
+
+    def upgrade(self) -> None:
+        """Have the next release; return when the platform is of it, its tenants' pods follow."""
+        self._following = True
+        self.install()
+
+    def install(self) -> None:
+        """Bring about what the chart says, and return when it is there."""
+        self._objects = _rendered(self._values(self.url))
+        self._apply(self._objects)
+        for part in PARTS:
+            self.rolled_out(part)
 
     def rolled_out(self, part: str) -> None:
         """Wait until a part of the platform is there as it should be."""
@@ -157,9 +169,12 @@ class ClusterPlatform:
             self._kept.close()
 
     def uninstall(self) -> None:
-        """Delete what the chart made, and the platform's namespace."""
+        """Delete what the chart made, and the platform's namespace; pods die as of a lost node, for
+        nobody is left whom gateways would have to ask to go elsewhere."""
         made = [*self._objects, _object("Namespace", PLATFORM)]
         everything = {"apiVersion": "v1", "kind": "List", "items": made}
+        kubectl("-n", PLATFORM, "delete", "deployments", "--all", "--wait=false")
+        kubectl("-n", PLATFORM, "delete", "pods", "--all", "--force", "--grace-period=0")
         kubectl("delete", "--ignore-not-found", "--wait", "-f", "-", given=everything)
 
     def left(self) -> list[str]:
@@ -167,9 +182,14 @@ class ClusterPlatform:
         items = listed("namespaces", "-l", f"polyolo/platform={PLATFORM}")
         return [one["metadata"]["name"] for one in items]
 
+    @property
+    def grpc(self) -> str:
+        """Return where the door speaks gRPC."""
+        return f"{self.gateway}:8701"
+
     def operator(self) -> Client:
         """Return the operator's client."""
-        return Client(self.url, self.operator_key, ca=self.ca)
+        return self.client(self.operator_key)
 
     def tenant(self, name: str) -> tuple[Tenant, Client]:
         """Create a tenant and return it with a client that holds its key."""
@@ -177,7 +197,19 @@ class ClusterPlatform:
             tenant = operator.create_tenant(name)
         assert tenant.api_key is not None
         assert tenant.api_key.key is not None
-        return tenant, Client(self.url, tenant.api_key.key, ca=self.ca)
+        self._made.append(tenant.id)
+        return tenant, self.client(tenant.api_key.key)
+
+    def client(self, key: str) -> Client:
+        """Return a client that holds a key."""
+        return Client(self.url, key, ca=self.ca)
+
+    def empty(self) -> None:
+        """Begin to delete the tenants that were made: what a node has room for are few."""
+        with self.operator() as operator:
+            while self._made:
+                with suppress(NotFoundError):  # a test may have deleted it
+                    operator.delete_tenant(self._made.pop())
 
     def namespace(self, tenant: Tenant) -> str:
         """Return where a tenant's runtime lives."""
@@ -187,6 +219,11 @@ class ClusterPlatform:
         """Return the tenant's pods that are ready and stay."""
         items = listed("-n", self.namespace(tenant), "pods")
         return [one for one in items if _is_ready(one)]
+
+    def running(self, home: str = PLATFORM, part: str = "") -> set[str]:
+        """Return the names of a namespace's pods, those that leave too. part: of the platform."""
+        chosen = ("-l", f"app.kubernetes.io/component={part}") if part else ()
+        return {one["metadata"]["name"] for one in listed("-n", home, "pods", *chosen)}
 
     def service(self, name: str) -> str:
         """Return the address of one of the platform's Services."""
@@ -210,16 +247,20 @@ class ClusterPlatform:
         listed = {"apiVersion": "v1", "kind": "List", "items": objects}
         kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", given=listed)
 
-    def _values(self, bucket_url: str, public: str = "https://polyolo.example") -> Object:
+    def _values(self, public: str = "https://polyolo.example") -> Object:
         named = os.environ.get("POLYOLO_IMAGES", "polyolo-{}:0.1.0")
-        ports = [443, 6443, _DATABASE_PORT, urlsplit(bucket_url).port]
+        if self._following:
+            named = os.environ.get("POLYOLO_NEXT_IMAGES", named)
+        ports = [443, 6443, _DATABASE_PORT, urlsplit(self._bucket).port]
         environment = {
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": bucket_url,
+            "AWS_ENDPOINT_URL": self._bucket,
         }
-        little = {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
+        memory = "257Mi" if self._following else "256Mi"  # or the same images would change nothing
+        little = {"requests": {"cpu": "100m", "memory": memory}, "limits": {"memory": "2Gi"}}
+        nodes = {"kubernetes.io/os": "linux"} if self._following else {}
         return {
             "platform": PLATFORM,
             "secret": PLATFORM,
@@ -235,7 +276,7 @@ class ClusterPlatform:
                 "autoscaling": {"enabled": False},
                 "resources": little,
             },
-            "runtimes": {"scaling": self.scaling, "inFlight": 2},
+            "runtimes": {"scaling": self.scaling, "inFlight": 2, "nodeSelector": nodes},
             "networkPolicy": {"controlPorts": ports},
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +58,15 @@ def cluster_platform() -> Iterator[ClusterPlatform]:
         platform.close()
 
 
+@pytest.fixture(autouse=True)
+def room(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have a test's tenants end with it where they share one node's room."""
+    used = request.getfixturevalue("platform") if "platform" in request.fixturenames else None
+    yield
+    if isinstance(used, ClusterPlatform):
+        used.empty()
+
+
 @pytest.fixture(scope="session")
 def platform(process_platform: Platform) -> Platform:
     """Give the shared platform; a suite may choose another one."""
@@ -83,3 +92,14 @@ def expected(yolox_nano: Path) -> dict:
 def board() -> Path:
     """Give one of the sample boards that ship with polyolo."""
     return sample_boards()[0]
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Print a figure, whatever else is captured."""
+
+    def say(what: str, figure: float, unit: str = " s") -> None:
+        with capsys.disabled():
+            print(f"\n{what}: {figure:,.2f}{unit}", flush=True)
+
+    return say

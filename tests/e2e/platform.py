@@ -71,12 +71,15 @@ class Platform:
 
     first_answer_s = 2.0
     """Seconds that a new tenant's first answer may take."""
+    ca: Path | None = None
+    """Certificates that its door is known by; None: it speaks no TLS."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         # Not pytest's tmp_path: its length would not leave room for the sockets' names.
         self.home = Path(tempfile.mkdtemp(prefix="polyolo-e2e-"))
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.grpc = f"127.0.0.1:{self.port + 1}"
         self.process: subprocess.Popen[bytes] | None = None
         self.program: tuple[str | Path, ...] = (POLYOLO,)
         self.environment = dict(environment or {})

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from polyolo.drivers.kubernetes.job import Task, render
 from polyolo.drivers.kubernetes.naming import HTTP, OBJECT
+from polyolo.drivers.kubernetes.settings import ClusterSettings, JobSettings
 from polyolo.errors import PolyoloError
 from polyolo.models import bundled
 from polyolo.resources import Tenant
+from polyolo.sandbox.confinement import Confinement
+from polyolo.sandbox.receiver import PORT
 from polyolo.types import Phase
 from tests.e2e.cluster import PLATFORM, ClusterPlatform, found, kubectl, listed
 from tests.e2e.platform import eventually
@@ -30,17 +36,6 @@ _STRANGER = f"{PLATFORM}-stranger"
 @pytest.fixture(scope="module")
 def platform(cluster_platform: ClusterPlatform) -> ClusterPlatform:
     return cluster_platform
-
-
-@pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[[str, float], None]:
-    """Print a time, whatever else is captured."""
-
-    def say(what: str, seconds: float) -> None:
-        with capsys.disabled():
-            print(f"\n{what}: {seconds:.2f} s", flush=True)
-
-    return say
 
 
 def reaches(namespace: str, pod: str, host: str, port: int) -> bool:
@@ -213,6 +208,107 @@ def test_policies_refuse_and_nothing_else_does(platform, board):
                    what="control puts the policies back")  # fmt: skip
         eventually(lambda: not reaches(_STRANGER, outsider, neighbour, HTTP), within=30,
                    what="nobody comes in again")  # fmt: skip
+
+
+def held(image: str) -> dict[str, Any]:
+    """Return a pod like one of a Job's, which only waits."""
+    known = ClusterSettings(image=image, artifacts="http://127.0.0.1/", platform=PLATFORM)
+    task = Task(
+        name="held",
+        by="nobody",
+        image=image,
+        key="00",
+        user=100_000_007,
+        size=0,
+        time_s=60.0,
+        confinement=Confinement(memory_bytes=256 << 20, cpus=1.0),
+    )
+    template = render(task, known, JobSettings())["spec"]["template"]
+    template["spec"]["containers"][0]["command"] = ["python3", "-c", _LISTEN]
+    metadata = {"name": "held", "namespace": known.jobs_namespace, **template["metadata"]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+_LISTEN = f"""
+import os, socket
+with socket.create_server((os.environ["POD_IP"], {PORT})) as listener:
+    while True: listener.accept()[0].close()
+"""
+
+
+def test_a_file_is_opened_in_a_pod_that_goes(platform, told):
+    """An upload takes a Job, a wrong file too; nothing of them is left."""
+    home = f"{PLATFORM}-jobs"
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            seen.update(one["metadata"]["name"] for one in listed("-n", home, "pods"))
+
+    _, client = platform.tenant("uploader")
+    with client, ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        try:
+            started = time.monotonic()
+            client.push_model("city", bundled("pcb", 1))
+            told("push, looked into in a pod", time.monotonic() - started)
+            with pytest.raises(PolyoloError, match=r"."):
+                client.push_model("city", Path(__file__))
+        finally:
+            over.set()
+        looking.result()
+    assert seen
+    eventually(lambda: not listed("-n", home, "pods"), within=60, what="the last pod goes")
+    assert listed("-n", home, "jobs") == []
+
+
+def test_a_jobs_pod_reaches_nothing(platform, board):
+    """Not the API server, not the platform, no tenant, no name, not the node, and only control
+    comes in; with the policies gone, all of that is possible."""
+    home = f"{PLATFORM}-jobs"
+    tenant, client = platform.tenant("bystander")
+    with client:
+        client.detect(board)
+    (theirs,) = platform.pods(tenant)
+    image = theirs["spec"]["containers"][0]["image"]
+    (control, *_) = listed(
+        "-n", PLATFORM, "pods", "-l", "app.kubernetes.io/component=control",
+        "--field-selector=status.phase=Running",
+    )  # fmt: skip
+    api = found("-n", "default", "service", "kubernetes")["spec"]
+    policies = listed("-n", home, "networkpolicies")
+    assert len(policies) == 2
+    with listening(platform.address) as port, stranger(image) as outsider:
+        kubectl("apply", "-f", "-", given=held(image))
+        try:
+            kubectl("-n", home, "wait", "--for=condition=Ready", "pod/held", "--timeout=60s")
+            inside = found("-n", home, "pod", "held")["status"]["podIP"]
+            ways = [
+                (api["clusterIP"], api["ports"][0]["port"]),
+                (platform.service(f"{PLATFORM}-control-models"), 8711),
+                (platform.address, port),
+            ]
+            closed = [*ways, (theirs["status"]["podIP"], HTTP), ("169.254.169.254", 80)]
+            assert [way for way in closed if reaches(home, "held", *way)] == []
+            assert not reaches(_STRANGER, outsider, inside, PORT)
+            name = control["metadata"]["name"]
+            eventually(lambda: reaches(PLATFORM, name, inside, PORT), within=30, what="control")
+            kubectl("-n", home, "delete", "networkpolicies", "--all")
+            for way in (ways[0], ways[2]):
+                eventually(lambda: reaches(home, "held", *way), within=30,  # noqa: B023
+                           what=f"{way} without a policy")  # fmt: skip
+            eventually(lambda: reaches(_STRANGER, outsider, inside, PORT), within=30,
+                       what="the pod without a policy")  # fmt: skip
+        finally:
+            for one in policies:
+                one["metadata"] = {
+                    name: one["metadata"][name] for name in ("name", "namespace", "labels")
+                }
+            kubectl(
+                "apply", "-f", "-", given={"apiVersion": "v1", "kind": "List", "items": policies}
+            )
+            kubectl("-n", home, "delete", "pod", "held", "--ignore-not-found", "--wait")
 
 
 def test_changes_by_hand_are_put_right(platform, board):

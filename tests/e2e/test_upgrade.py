@@ -6,17 +6,14 @@ import os
 import shutil
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
-import tritonclient.grpc
 
 import polyolo
+from tests.e2e.callers import callers
 from tests.e2e.platform import Platform, eventually, processes_below
 
 
@@ -41,47 +38,6 @@ class Installed:
         fresh.rename(package)
 
 
-class Callers:
-    """Threads that call one thing each, again and again, and what went wrong."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.pictures = 0
-        self.wrong: list[str] = []
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
-
-    def add(self, call: Callable[[], str], *, pictures: int = 0) -> None:
-        """Call it until the end; it returns what is wrong, if anything. pictures: in each call."""
-
-        def run() -> None:
-            while not self._stop.is_set():
-                try:
-                    wrong = call()
-                except Exception as error:  # noqa: BLE001  # of every library there is
-                    wrong = f"{type(error).__name__}: {error}"
-                with self._lock:
-                    self.calls += 1
-                    self.pictures += pictures
-                    self.wrong += [wrong] if wrong else []
-                self._stop.wait(0.05)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        self._threads.append(thread)
-
-    def more(self) -> None:
-        """See each of them go on for a while."""
-        enough = self.calls + 10 * len(self._threads)
-        eventually(lambda: self.calls > enough, within=30, what="calls go on")
-
-    def end(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-
 @pytest.fixture
 def installed(tmp_path: Path, fresh_platform: Platform) -> Installed:
     """Give a place that the platform is started from, with release 1.0 in it."""
@@ -91,60 +47,6 @@ def installed(tmp_path: Path, fresh_platform: Platform) -> Installed:
     fresh_platform.environment = {"PYTHONPATH": str(tmp_path / "site")}
     fresh_platform.start("--warm", "1")
     return installed
-
-
-@contextmanager
-def callers(platform: Platform, keys: list[str], picture: bytes) -> Iterator[Callers]:
-    """Have tenants' pictures detected by HTTP and gRPC, over kept and new connections; and ask
-    the control API, for something and to change something."""
-    found = Callers()
-    kept = [httpx.Client(base_url=platform.url, timeout=30) for _ in range(4)]
-    stubs = [tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{platform.port + 1}")]
-    image = tritonclient.grpc.InferInput("image", [1], "BYTES")
-    image.set_data_from_numpy(np.array([picture], dtype=np.object_))
-
-    def bearer(key: str) -> dict[str, str]:
-        return {"authorization": f"Bearer {key}"}
-
-    def said(answer: httpx.Response) -> str:
-        return "" if answer.is_success else f"{answer.status_code} {answer.text}"
-
-    def by_grpc(stub: tritonclient.grpc.InferenceServerClient, key: str) -> str:
-        number = stub.infer("standard", [image], headers=bearer(key)).as_numpy("num_dets")
-        return "" if number[0, 0] > 0 else "nothing found"
-
-    def detect(http: httpx.Client, key: str) -> Callable[[], str]:
-        return lambda: said(http.post("/v1/detect", content=picture, headers=bearer(key)))
-
-    def anew(key: str) -> str:
-        with httpx.Client(base_url=platform.url, timeout=30) as http:
-            return detect(http, key)()
-
-    def anew_by_grpc(key: str) -> str:
-        with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{platform.port + 1}") as stub:
-            return by_grpc(stub, key)
-
-    def change() -> str:
-        keys_of_one = "/api/v1/tenants/me/keys"
-        made = kept[3].post(keys_of_one, json={"name": "passing"}, headers=bearer(keys[0]))
-        if not made.is_success:
-            return said(made)
-        made_id = made.json()["id"]
-        return said(kept[3].delete(f"{keys_of_one}/{made_id}", headers=bearer(keys[0])))
-
-    try:
-        for number, key in enumerate(keys):
-            found.add(detect(kept[number], key), pictures=1)
-            found.add(lambda key=key: by_grpc(stubs[0], key), pictures=1)
-        found.add(lambda: anew(keys[0]), pictures=1)
-        found.add(lambda: anew_by_grpc(keys[1]), pictures=1)
-        found.add(lambda: said(kept[2].get("/api/v1/tenants/me", headers=bearer(keys[1]))))
-        found.add(change)
-        yield found
-    finally:
-        found.end()
-        for client in (*kept, *stubs):
-            client.close()
 
 
 def gateways(platform: Platform) -> set[int]:

@@ -24,6 +24,7 @@ import sqlalchemy as sa
 from polyolo.control import db
 from polyolo.control.admission import Admission
 from polyolo.control.artifacts import Artifacts
+from polyolo.control.conversion import Converter
 from polyolo.control.migrations.upgrade import migrate
 from polyolo.control.objects import DirectoryStore
 from polyolo.control.secrets import LocalMaster
@@ -32,6 +33,7 @@ from polyolo.control.service.ledger import Ledger
 from polyolo.control.service.storages import Storages
 from polyolo.control.service.vault import Vault
 from polyolo.sandbox.probe import probe
+from polyolo.sandbox.programs import Local
 from polyolo.types import Plan, Principal
 
 WHO = Principal(kind="operator", id="operator")
@@ -55,10 +57,9 @@ class Platform:
         self.store = Artifacts(
             DirectoryStore(self.root), lambda tenant: artifacts.key_of(self.ledger, vault, tenant)
         )
-        command = (sys.executable, inspect)
-        self.admission = Admission(
-            self.ledger, self.store, Storages(self.ledger, vault), command, ISOLATION, (PLAN,)
-        )
+        look = Local(command=(sys.executable, inspect), isolation=ISOLATION)
+        storages = Storages(self.ledger, vault)
+        self.admission = Admission(self.ledger, self.store, storages, look, Converter(), (PLAN,))
 
     def send(self, upload: str) -> None:
         """Send what is missing of CONTENT."""

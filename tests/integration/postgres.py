@@ -87,6 +87,18 @@ class Server:
                 connection.execute(f"ALTER USER postgres PASSWORD '{self.password}'")
                 connection.execute("SELECT pg_reload_conf()")
 
+    def run(self, program: str, *arguments: str | Path) -> None:
+        """Run one of PostgreSQL's own programs on it, as an operator does."""
+        done = subprocess.run(
+            [self._programs / program, "-h", self.directory, "-U", "postgres", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.directory,
+            timeout=60,
+            **self._identity,
+        )
+        assert done.returncode == 0, done.stdout.decode()
+
     def stop(self) -> None:
         """Stop it at once, as a crash would."""
         self._process.send_signal(signal.SIGQUIT)

@@ -216,7 +216,7 @@ async def test_a_runtime_that_breaks_off_is_503(says):
         await writer.drain()
         writer.transport.abort()
 
-    async with platform() as made:
+    async with platform(hold_s=0.1) as made:
         broken = made.home / "broken.sock"
         server = None
         if not isinstance(says, str):

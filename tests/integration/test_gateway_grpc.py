@@ -214,7 +214,7 @@ async def test_rates_and_quotas_hold_here_too():
 
 async def test_a_runtime_that_restarts_is_found_again_at_once():
     """A dead channel costs an error while nobody listens, and nothing afterwards."""
-    async with doors() as (made, behind, channel):
+    async with doors(hold_s=0.8) as (made, behind, channel):
         await ask(channel, b"x", bearer("a"))
         home = made.home / "restarting"
         home.mkdir()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
+from contextlib import suppress
 
+import httpx
 import pytest
 
 from polyolo import rpc, web
 from polyolo.control.changes import Changes
-from tests.integration.gateway_parts import respond, until
+from tests.integration.gateway_parts import TOKEN, bearer, free_port, platform, respond, until
 
 
 class Named:
@@ -79,6 +82,57 @@ async def test_connections_end_with_an_answer():
     stop.set()
     await second
     door.close()
+
+
+async def test_who_leaves_goes_on_and_asks_everybody_to_go():
+    """Until the stop, who connects is served too; each connection ends with its next answer."""
+    door = web.bind(host="127.0.0.1")
+    address = door.getsockname()
+    leave, stop = asyncio.Event(), asyncio.Event()
+    serving = asyncio.create_task(web.serve(Named("it"), door, stop=stop, leave=leave))
+    kept = await asyncio.open_connection(*address)
+    assert await ask(kept) == ("it", False)
+    leave.set()
+    assert await ask(kept) == ("it", True)
+    assert await kept[0].read() == b""
+    late = await asyncio.open_connection(*address)
+    assert await ask(late) == ("it", True)
+    assert not serving.done()
+    stop.set()
+    await serving
+    for _, writer in (kept, late):
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_gateway_that_is_told_to_leave_serves_meanwhile():
+    """After SIGTERM no request fails for as long as --leave says: all are asked to go."""
+    async with platform() as made, httpx.AsyncClient() as http:
+        address = f"127.0.0.1:{free_port()}"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "polyolo", "gateway", "--port", address.rpartition(":")[2]),
+            *("--control", f"unix:{made.home}/control.sock", "--leave", "600"),
+            env={**os.environ, "POLYOLO_GATEWAY_TOKEN": TOKEN},
+        )
+        try:
+            async with asyncio.timeout(30):
+                while True:
+                    with suppress(httpx.TransportError):
+                        if (await http.get(f"http://{address}/readyz")).is_success:
+                            break
+                    await asyncio.sleep(0.05)
+                process.terminate()
+                asked = ""
+                while asked != "close":
+                    answer = await http.post(
+                        f"http://{address}/v1/detect", content=b"x", headers=bearer("a")
+                    )
+                    assert answer.is_success
+                    asked = answer.headers.get("connection", "")
+            assert (await http.get(f"http://{address}/readyz")).is_success
+        finally:
+            process.kill()
+            await process.wait()
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")

@@ -209,8 +209,8 @@ async def test_a_runtime_put_to_sleep_a_moment_ago_is_woken():
 
 async def test_a_runtime_of_which_control_has_no_news_is_asked_again():
     """Nobody answers at its endpoint, and control says that it sleeps, but never in a snapshot: a
-    request is answered long before the end of its hold, the next one by who answers there again."""
-    async with platform(hold_s=60) as made:
+    request waits as for one that starts, the next one is answered by who answers there again."""
+    async with platform(hold_s=1) as made:
         back = made.home / "back.sock"
         made.publish(route("a", back))
         await made.revision()
@@ -220,6 +220,34 @@ async def test_a_runtime_of_which_control_has_no_news_is_asked_again():
         assert made.control.wakes
         async with served(made.runtimes["a"], path=back):
             assert (await asyncio.wait_for(made.detect("a"), 10)).status_code == 200
+
+
+async def test_word_of_another_copy_may_be_late():
+    """What is sent to one that has just gone is tried again until there is news, however often."""
+    async with platform() as made:
+        made.publish(route("a", made.home / "gone.sock"))
+        await made.revision()
+        asking = asyncio.create_task(made.detect("a"))
+        await until(lambda: len(made.control.wakes) > 3)  # it has been there three times
+        made.publish()
+        assert (await asking).status_code == 200
+
+
+async def test_what_may_have_killed_a_runtime_is_sent_once_more_only():
+    """One that hangs up each time sees a request twice, over new connections."""
+    async with platform() as made:
+        tried = []
+
+        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tried.append(await reader.read(100))
+            writer.close()
+
+        server = await asyncio.start_unix_server(hang_up, made.home / "dying.sock")
+        made.publish(route("a", made.home / "dying.sock"))
+        await made.revision()
+        assert (await made.detect("a")).status_code == 503
+        assert len(tried) <= 4  # each time once on a kept and once on a new connection
+        server.close()
 
 
 async def test_control_is_told_who_is_busy():

@@ -25,6 +25,7 @@ from polyolo.control.memfile import gathered
 from polyolo.errors import ModelRefusedError
 from polyolo.sandbox.layers import Isolation, Layer
 from polyolo.sandbox.probe import probe
+from polyolo.sandbox.programs import Local
 from polyolo.serving.inspect import describe
 from polyolo.serving.torchfile import is_checkpoint
 from tests.integration.control_plane import serving
@@ -89,23 +90,21 @@ def cage(tmp_path: Path) -> Iterator[Cage]:
 @pytest.fixture(scope="module")
 def isolation() -> Isolation:
     given = probe()
-    if conversion.refusal(Converter(command=(), readable=()), given):
+    if conversion.here(COMMAND, given).program is None:
         pytest.skip(f"this host cannot isolate conversions: {dict(given.missing)}")
     return given
 
 
 @pytest.fixture
-def converter() -> Converter:
-    chosen = conversion.chosen(COMMAND)
-    assert chosen is not None
-    return replace(chosen, time_s=30.0)
+def converter(isolation: Isolation) -> Converter:
+    return replace(conversion.here(COMMAND, isolation), time_s=30.0)
 
 
-def refusal(content: bytes, converter: Converter | None, isolation: Isolation) -> str:
+def refusal(content: bytes, converter: Converter) -> str:
     """Return why a pickle does not become a model."""
     with gathered([content]) as file:
         try:
-            with converted(file, converter, isolation, LIMIT) as onnx:
+            with converted(file, converter, LIMIT) as onnx:
                 said = b"".join(onnx.pieces())
                 assert SECRET.encode() not in said
                 describe(said, ())
@@ -138,7 +137,7 @@ def test_without_a_converter_no_pickle_is_read(cage: Cage):
 
 
 def test_gadgets_in_the_converter_touch_nothing(
-    cage: Cage, converter: Converter, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
+    cage: Cage, converter: Converter, monkeypatch: pytest.MonkeyPatch
 ):
     """Each of them is read, and runs, where there is nothing to reach; each is refused."""
     monkeypatch.setenv("POLYOLO_OPERATOR_KEY", SECRET)
@@ -147,7 +146,7 @@ def test_gadgets_in_the_converter_touch_nothing(
         reasons = dict(
             zip(
                 made,
-                pool.map(lambda content: refusal(content, converter, isolation), made.values()),
+                pool.map(lambda content: refusal(content, converter), made.values()),
                 strict=True,
             )
         )
@@ -158,27 +157,24 @@ def test_gadgets_in_the_converter_touch_nothing(
     assert SECRET not in str(reasons)
 
 
-def test_gadgets_that_take_all_there_is(cage: Cage, converter: Converter, isolation: Isolation):
+def test_gadgets_that_take_all_there_is(cage: Cage, converter: Converter):
     """Time, processes, space, output: bounded, and over within seconds."""
     hasty = replace(converter, time_s=2.0)
     with ThreadPoolExecutor(4) as pool:
-        reasons = list(
-            pool.map(lambda content: refusal(content, hasty, isolation), floods().values())
-        )
+        reasons = list(pool.map(lambda content: refusal(content, hasty), floods().values()))
     assert all("could not be converted" in reason for reason in reasons), reasons
     assert cage.touched() == []
 
 
-def test_where_the_host_cannot_lock_it_in_nothing_is_read(
-    cage: Cage, converter: Converter, isolation: Isolation
-):
+def test_where_the_host_cannot_lock_it_in_nothing_is_read(cage: Cage, isolation: Isolation):
     """One layer less: refused with the layer's name, before anything is started."""
     content = gadgets(cage.canaries)["os.system"]
     for layer in conversion.NEEDED:
-        assert layer.value in refusal(content, converter, isolation.without([layer]))
-    neither = isolation.without([Layer.USER, Layer.ACCOUNT])
-    assert Layer.USER.value in refusal(content, converter, neither)
-    assert "--converter" in refusal(content, None, isolation)
+        fewer = conversion.here(COMMAND, isolation.without([layer]))
+        assert layer.value in refusal(content, fewer)
+    neither = conversion.here(COMMAND, isolation.without([Layer.USER, Layer.ACCOUNT]))
+    assert Layer.USER.value in refusal(content, neither)
+    assert "--converter" in refusal(content, conversion.here("", isolation))
     assert cage.touched() == []
 
 
@@ -209,11 +205,12 @@ async def test_a_pt_file_becomes_a_version(tmp_path: Path, isolation: Isolation)
 
 def test_a_checkpoint_is_told_from_other_archives(isolation: Isolation):
     """By its table of contents: it is not an ONNX in a zip, nor a TorchScript archive."""
-    inspect = (sys.executable, "-m", "polyolo.serving", "inspect")
+    command = (sys.executable, "-m", "polyolo.serving", "inspect")
+    inspect = Local(command=command, isolation=isolation)
     with (
         gathered([hostile_graphs.zipped("archive/data.pkl")]) as file,
         pytest.raises(CheckpointError),
     ):
-        judge(file, (), inspect, isolation)
+        judge(file, (), inspect)
     assert not is_checkpoint(hostile_graphs.zipped())
     assert not is_checkpoint(hostile_graphs.zipped("m/data.pkl", "m/constants.pkl", "m/code/m.py"))

@@ -21,6 +21,7 @@ from polyolo.errors import ModelRefusedError
 from polyolo.sandbox.job import Ending, run_job
 from polyolo.sandbox.layers import Isolation
 from polyolo.sandbox.probe import probe
+from polyolo.sandbox.programs import Local
 from polyolo.serving.onnxfile import refuse_unless_self_contained
 from tests.integration.control_plane import Api, serving, until
 from tests.integration.test_control_real_runtime import SAMPLES, real
@@ -35,10 +36,14 @@ def isolation() -> Isolation:
     return probe()
 
 
+def inspect(isolation: Isolation) -> Local:
+    return Local(command=INSPECT, isolation=isolation)
+
+
 def refusal(content: bytes, isolation: Isolation, time_s: float = 30.0) -> str:
     """Return why a file is refused."""
     with gathered([content]) as file, pytest.raises(ModelRefusedError) as caught:
-        judge(file, (), INSPECT, isolation, time_s=time_s)
+        judge(file, (), inspect(isolation), time_s=time_s)
     return caught.value.detail
 
 
@@ -46,7 +51,7 @@ def test_the_graph_under_the_hostile_ones_is_good(isolation: Isolation):
     """What is refused below is refused for what was added to it."""
     for content in (hostile.good().SerializeToString(), hostile.with_tail([], [hostile.constant("tail", 1)])):  # noqa: E501  # fmt: skip
         with gathered([content]) as file:
-            facts = judge(file, (), INSPECT, isolation)
+            facts = judge(file, (), inspect(isolation))
         assert (facts.family, facts.classes) == ("yolov8", ("cat", "dog", "bird"))
 
 

@@ -16,11 +16,14 @@ import yaml
 from helm_python.chart import Chart, lint
 from helm_python.errors import HelmError
 
+from polyolo import rpc
 from polyolo.cli.cluster import in_cluster
 from polyolo.control.plans import read
 from polyolo.drivers.kubernetes.naming import OBJECT, place
+from polyolo.drivers.kubernetes.render import Features, render
 from polyolo.drivers.kubernetes.settings import ClusterSettings, Scaling
 from polyolo.errors import InvalidValueError
+from polyolo.gateway.settings import Settings
 from tests.cluster import schemas
 from tests.cluster.apiserver import KEDA, MONITORING
 from tests.cluster.clusters import SETTINGS, clustered, spec_of
@@ -56,8 +59,8 @@ EVERYTHING = {
     "monitoring": {"enabled": True, "dashboard": True, "labels": {"release": "prometheus"}},
     "descheduler": {"enabled": True},
 }
-FOREIGN = {"Certificate", "HTTPRoute", "GRPCRoute", "BackendTLSPolicy"}
-"""Kinds whose schemas no package ships: their shape is tested by hand below."""
+FOREIGN = {"HTTPRoute", "GRPCRoute", "BackendTLSPolicy"}
+"""Kinds of the Gateway API, whose schemas no package ships: their shape is tested by hand below."""
 
 Objects = dict[tuple[str, str], dict[str, Any]]
 
@@ -97,12 +100,10 @@ def test_every_object_fits_every_release(objects, release):
 
 
 def test_the_shape_of_what_has_no_schema_here():
-    """Certificate and the Gateway API's routes: their required fields, and no other."""
+    """The Gateway API's routes and policy: their required fields, and no other."""
     made = rendered(EVERYTHING)
     certificate = made["Certificate", "polyolo-gateway"]["spec"]
-    assert set(certificate) == {"secretName", "privateKey", "dnsNames", "issuerRef"}
     assert certificate["dnsNames"] == ["polyolo-gateway.platform.svc", "polyolo.example"]
-    assert set(certificate["issuerRef"]) == {"group", "kind", "name"}
     for kind in ("HTTPRoute", "GRPCRoute"):
         route = made[kind, "polyolo-gateway"]
         assert route["apiVersion"] == "gateway.networking.k8s.io/v1"
@@ -137,6 +138,16 @@ def test_the_platforms_own_pods_are_restricted(objects):
         roll = objects["Deployment", name]["spec"]["strategy"]["rollingUpdate"]
         assert roll == {"maxSurge": 1, "maxUnavailable": 0}
         assert ("PodDisruptionBudget", name) in objects
+
+
+def test_a_gateway_has_the_time_to_leave(objects):
+    """As long as gRPC's connections live, then what is in flight; and nothing sleeps before it."""
+    pod = objects["Deployment", "polyolo-gateway"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    leave = float(container["args"][container["args"].index("--leave") + 1])
+    assert leave > rpc.RENEWED_S * 1.2
+    assert pod["terminationGracePeriodSeconds"] > leave + Settings(control="", token="").drain_s
+    assert "lifecycle" not in container
 
 
 def test_tenants_policies_know_these_pods(objects):
@@ -345,3 +356,31 @@ def test_the_dashboard_is_one(objects):
     telemetry = (CHART.parents[2] / "src/polyolo/telemetry.py").read_text()
     for name in asked:
         assert re.sub(r"_(total|bucket)$", "", name) in telemetry
+
+
+def test_names_are_resolved_wherever_dns_listens():
+    """Policies see the port of the pods behind the Service, which is not 53 everywhere."""
+    for values, ports in (({}, [53, 5353]), ({"networkPolicy": {"dnsPorts": [1053]}}, [1053])):
+        made = rendered(values)
+        for name in ("polyolo-control", "polyolo-gateway"):
+            way = made["NetworkPolicy", name]["spec"]["egress"][0]
+            assert set(way) == {"ports"}
+            told = [(one["port"], one["protocol"]) for one in way["ports"]]
+            assert told == [(port, kind) for port in ports for kind in ("UDP", "TCP")]
+
+
+def test_the_descheduler_may_move_a_runtime():
+    """Its policy finds the pods that are rendered, and lets go of what it protects by default."""
+    text = rendered(EVERYTHING)["ConfigMap", "polyolo-descheduler"]["data"]["policy.yaml"]
+    policy = yaml.safe_load(text)
+    (profile,) = policy["profiles"]
+    plugins = {one["name"]: one["args"] for one in profile["pluginConfig"]}
+    assert {*profile["plugins"]["balance"]["enabled"], "DefaultEvictor"} == set(plugins)
+    objects = render(spec_of("t_a"), SETTINGS, Features(), {})
+    (pods,) = (one["spec"]["template"] for one in objects if one["kind"] == "Deployment")
+    evictor = plugins["DefaultEvictor"]
+    assert evictor["labelSelector"]["matchLabels"].items() <= pods["metadata"]["labels"].items()
+    assert any("emptyDir" in volume for volume in pods["spec"]["volumes"])
+    assert evictor["podProtections"] == {"defaultDisabled": ["PodsWithLocalStorage"]}
+    sources = [one["source"] for one in policy["metricsProviders"]]
+    assert [plugins["LowNodeUtilization"]["metricsUtilization"]["source"]] == sources

@@ -13,7 +13,7 @@ import pytest
 from polyolo.drivers.kubernetes import driver as module
 from polyolo.drivers.kubernetes.naming import OBJECT, place
 from polyolo.drivers.kubernetes.settings import Scaling
-from polyolo.types import Phase
+from polyolo.types import Phase, Resources
 from tests.cluster.apiserver import KEDA, MONITORING
 from tests.cluster.clusters import SETTINGS, Clustered, clustered, spec_of
 
@@ -279,6 +279,11 @@ def test_what_keda_makes_is_left_alone_and_what_we_no_longer_want_goes():
         cluster.server.do(lambda: cluster.server.store.create(key, keda, "keda"))
         driver = cluster.driver()
         assert cluster.writes(lambda: driver.apply(spec_of("t_a"))) == []
+        marked = {"scalingModifiers": {}}  # as KEDA writes an object back, with what is empty
+        by_hand(cluster, "scaledobjects.keda.sh", lambda o: o["spec"]["advanced"].update(marked))
+        assert driver.wait(10) == {"t_a"}
+        more = cluster.writes(lambda: driver.apply(spec_of("t_a", replicas=0)))
+        assert not [one for one in more if one.startswith("PUT")], "nothing of it is undone"
     hpa = replace(SETTINGS, scaling=Scaling.HPA)
     with clustered(without=KEDA | MONITORING, settings=hpa) as cluster:
         driver = cluster.driver()
@@ -299,3 +304,53 @@ def test_a_part_that_is_demanded_and_missing_is_told():
         pytest.raises(OSError, match="knows no ScaledObject"),
     ):
         cluster.driver()
+
+
+def test_a_quota_gets_narrow_when_the_larger_pods_have_gone_by_its_own_count(cluster):
+    """Until then the new, smaller pods could not be let in beside them; nothing is written."""
+    driver = cluster.driver()
+    large = Resources(memory_bytes=8 << 30)
+    driver.apply(spec_of("t_a", resources=large))
+    key = "resourcequotas", HOME, OBJECT
+
+    def used(amount: str) -> None:
+        def work() -> None:
+            cluster.server.store.change(
+                key, lambda made: made.update(status={"used": {"limits.memory": amount}}),
+                "kube-controller-manager", "status")  # fmt: skip
+
+        cluster.server.do(work)
+
+    def hard() -> str:
+        found = cluster.there("t_a")["resourcequotas", OBJECT]
+        return found["spec"]["hard"]["limits.memory"]
+
+    used("8Gi")
+    small = spec_of("t_a", 2, resources=Resources(memory_bytes=2 << 30))
+    driver.apply(small)
+    assert hard() == "24Gi"
+    written = cluster.writes(lambda: driver.apply(small))
+    assert written == []
+    assert driver.observe(["t_a"])["t_a"].observed_generation == 0
+    used("2Gi")
+    driver.apply(small)
+    assert hard() == "6Gi"
+
+
+def test_what_a_webhook_changes_is_let_be_until_something_else_is_rendered(cluster):
+    """It is not fought over, and the next change is made all the same."""
+
+    def webhook(made: dict) -> None:
+        if made["kind"] == "LimitRange":
+            made["spec"]["limits"][0]["max"]["cpu"] = "64"
+
+    keep = cluster.server.store._keep
+    cluster.server.store._keep = lambda key, made, *more: keep(key, (webhook(made), made)[1], *more)
+    driver = cluster.driver()
+    driver.apply(spec_of("t_a"))
+    assert cluster.writes(lambda: driver.apply(spec_of("t_a"))) == []
+    more = spec_of("t_a", 2, resources=Resources(memory_bytes=8 << 30))
+    driver.apply(more)
+    limit = cluster.there("t_a")["limitranges", OBJECT]["spec"]["limits"][0]["max"]
+    assert limit == {"cpu": "64", "memory": "8Gi", "ephemeral-storage": "4Gi"}
+    assert cluster.writes(lambda: driver.apply(more)) == []

@@ -16,6 +16,7 @@ from obstore.store import S3Store
 from polyolo.control import storage
 from polyolo.control.bucket import Access
 from polyolo.control.storage import OwnStorage
+from polyolo.drivers.kubernetes.settings import ClusterSettings
 from polyolo.errors import InvalidValueError
 from polyolo.models import bundled
 from tests.contract.bucket_server import bucket
@@ -177,3 +178,27 @@ def test_a_directory_lets_nobody_out(tmp_path: Path):
     for uri in ("http://x", "s3://b", "file:///none/of/this", "/etc"):
         with pytest.raises(InvalidValueError):
             storage.checked(OwnStorage(uri=uri))
+
+
+def test_what_pods_mount_is_named_as_kubernetes_does():
+    """On a cluster only, an image only where it can be mounted; nobody but a pod reads it."""
+    old = ClusterSettings(image="x", artifacts="http://10.0.0.1/models")
+    new = replace(old, image_volumes=True)
+    digest = "@sha256:" + "a" * 64
+    images = ("models:3", "registry.example:5000/acme/models" + digest, "a/b_c/d--e:V1.0" + digest)
+    for uri in ("pvc://models", "pvc://a-1.b", *(f"image://{one}" for one in images)):
+        own = OwnStorage(uri=uri)
+        assert storage.checked(own, new) == own
+        with pytest.raises(InvalidValueError, match="are processes"):
+            storage.checked(own)
+        with pytest.raises(FileNotFoundError):
+            list(storage.opened(own, "city/v1.onnx"))
+        with pytest.raises(InvalidValueError, match="endpoint"):
+            storage.checked(replace(own, secret_access_key="x"), new)
+    with pytest.raises(InvalidValueError, match="image_volumes"):
+        storage.checked(OwnStorage(uri="image://models:3"), old)
+    claims = ("", "Models", "a/b", "-a", "a-", "a..b", "a_b", "a\nb", "x" * 254)
+    names = ("", "Models", "a b", "a:", "a@sha256:1", "http://a", "a//b", "-a", "a" * 256, "a\n")
+    for uri in (*(f"pvc://{one}" for one in claims), *(f"image://{one}" for one in names)):
+        with pytest.raises(InvalidValueError):
+            storage.checked(OwnStorage(uri=uri), new)

@@ -19,6 +19,7 @@ from polyolo.control.objects import DirectoryStore
 from polyolo.errors import ModelRefusedError
 from polyolo.sandbox.layers import Layer
 from polyolo.sandbox.probe import probe
+from polyolo.sandbox.programs import Local
 from polyolo.sealedfile import SealedFileError
 
 INSPECT = (
@@ -84,10 +85,11 @@ def test_pieces_cannot_change_places(store: Artifacts, tmp_path: Path):
 
 
 @pytest.fixture(scope="module", params=["all", "limits"])
-def isolation(request: pytest.FixtureRequest):
+def inspect(request: pytest.FixtureRequest):
     """What this host gives, and what every host does."""
     given = probe()
-    return given if request.param == "all" else given.without(set(Layer) - {Layer.RLIMITS})
+    fewer = given if request.param == "all" else given.without(set(Layer) - {Layer.RLIMITS})
+    return Local(command=INSPECT, isolation=fewer)
 
 
 @pytest.fixture
@@ -96,11 +98,11 @@ def model():
         yield lambda content: held.enter_context(gathered([content.encode()]))
 
 
-def test_facts_of_a_good_file(model, isolation):
+def test_facts_of_a_good_file(model, inspect):
     """Family, classes, input; names given beside the file are handed on, as names only."""
     facts = Facts(family="yolox", classes=("cat", "dog"), input=(1, 3, 8, 8))
-    assert judge(model("model"), (), INSPECT, isolation) == facts
-    named = judge(model("model"), ("--help", "b c"), INSPECT, isolation)
+    assert judge(model("model"), (), inspect) == facts
+    named = judge(model("model"), ("--help", "b c"), inspect)
     assert named.classes == ("--help", "b c")
 
 
@@ -115,17 +117,17 @@ def test_facts_of_a_good_file(model, isolation):
         ("spin", "longer than 1 s"),
     ],
 )
-def test_however_the_child_dies_the_file_is_refused(model, isolation, content, reason):
+def test_however_the_child_dies_the_file_is_refused(model, inspect, content, reason):
     """Refusal, crash, memory, output without end, nonsense, no end: one kind of answer."""
     with pytest.raises(ModelRefusedError, match=reason):
-        judge(model(content), (), INSPECT, isolation, time_s=1.0 if content == "spin" else 20.0)
+        judge(model(content), (), inspect, time_s=1.0 if content == "spin" else 20.0)
 
 
-def test_the_child_knows_no_secrets_and_sees_an_empty_directory(model, isolation, monkeypatch):
+def test_the_child_knows_no_secrets_and_sees_an_empty_directory(model, inspect, monkeypatch):
     """Nothing of the platform's environment, nothing in its directory, which goes afterwards."""
     monkeypatch.setenv("POLYOLO_OPERATOR_KEY", "po_secret")
     with pytest.raises(ModelRefusedError) as caught:
-        judge(model("secrets"), (), INSPECT, isolation)
+        judge(model("secrets"), (), inspect)
     environment, entries, directory = json.loads(caught.value.detail)
     assert set(environment) <= {"PATH", "LANG", "TMPDIR", "PWD", "PYTHONSAFEPATH", "POLYOLO_PARENT"}
     assert entries == []

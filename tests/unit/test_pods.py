@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from polyolo.drivers.kubernetes.naming import RELEASE
 from polyolo.drivers.kubernetes.pods import Pod, State, read_pod, together
-from polyolo.types import Phase, RuntimeStatus
+from polyolo.types import ModelStatus, Phase, RuntimeStatus
 
 OLD = Pod(name="old", state=State.READY, address="10.0.0.1", made="2026-01-01T00:00:00Z")
 NEW = Pod(
@@ -60,3 +60,22 @@ def test_the_release_is_read_from_the_pod():
     }
     pod = read_pod(found)
     assert (pod.state, pod.release, pod.made) == (State.READY, "2", "2026-01-01T00:00:00Z")
+
+
+def test_one_that_is_not_ready_says_why():
+    """Alone it is what it says; beside one that answers, what it failed to load is told too."""
+    stuck = replace(OLD, name="stuck", state=State.STARTING, started=True)
+    assert stuck.answers
+    assert not replace(stuck, started=False).answers
+    failed = ModelStatus(name="city", version=2, state="failed", reason="its sha256 differs")
+    told = RuntimeStatus(
+        tenant="t_a", phase=Phase.STARTING, models=(failed,), reason="city:2 failed to load"
+    )
+    alone = together("t_a", [stuck], {"stuck": told}, 7, "")
+    assert (alone.phase, alone.reason) == (Phase.STARTING, "city:2 failed to load")
+    both = together("t_a", [OLD, stuck], {**said(OLD), "stuck": told}, 7, "")
+    assert (both.phase, both.endpoints) == (Phase.READY, (OLD.endpoint,))
+    assert both.models == (failed,)
+    early = replace(told, phase=Phase.READY, endpoints=("http://10.0.0.1:8080",))
+    not_yet = together("t_a", [stuck], {"stuck": early}, 7, "")
+    assert (not_yet.phase, not_yet.endpoints) == (Phase.STARTING, ())

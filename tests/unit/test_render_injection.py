@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from polyolo.drivers.kubernetes.naming import place
 from polyolo.drivers.kubernetes.render import Features, render
-from polyolo.types import DetectionSettings, ModelSpec, RuntimeSpec, VersionSpec
+from polyolo.types import MOUNTED, DetectionSettings, ModelSpec, RuntimeSpec, VersionSpec
 from tests.cluster import schemas
 from tests.cluster.clusters import SETTINGS, keys
 
@@ -44,9 +44,12 @@ def spec(word: str, tenant: str = "t_a") -> RuntimeSpec:
         family=word,
         golden=(f"object:{word}",),
     )
+    mounted = replace(version, version=2, uri=f"{MOUNTED}{word}")
     chosen = DetectionSettings(classes=(word, 1))
-    model = ModelSpec(name=word, current=1, versions=(version,), settings=chosen)
-    return RuntimeSpec(tenant=tenant, generation=1, default_model=word, models=(model,))
+    model = ModelSpec(name=word, current=1, versions=(version, mounted), settings=chosen)
+    return RuntimeSpec(
+        tenant=tenant, generation=1, default_model=word, models=(model,), storage="pvc://models"
+    )
 
 
 def shape(value: Any) -> Any:

@@ -12,7 +12,7 @@ import pytest
 
 from polyolo.drivers.kubernetes.render import Features, render
 from polyolo.drivers.kubernetes.settings import Egress, Load, Scaling
-from polyolo.types import Resources
+from polyolo.types import MOUNTED, Resources
 from tests.cluster import schemas
 from tests.cluster.clusters import SETTINGS, keys, spec_of
 
@@ -27,7 +27,13 @@ RICH = replace(
     monitoring_namespace="monitoring",
     egress=(Egress(cidr="0.0.0.0/0"),),
 )
+MOUNTING = tuple(
+    replace(one, versions=(replace(one.versions[0], uri=f"{MOUNTED}city/v1.onnx", size=5),))
+    for one in spec_of("t_a").models
+)
 SPECS = (
+    spec_of("t_a", models=MOUNTING, storage="pvc://models"),
+    spec_of("t_a", models=MOUNTING, storage="image://registry.example/acme/models:3"),
     spec_of("t_a"),
     spec_of("t_a", replicas=0, max_replicas=4),
     spec_of("t_a", replicas=2, max_replicas=4, resources=Resources(cpus=1.5, gpus=0.5)),

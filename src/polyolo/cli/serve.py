@@ -56,6 +56,7 @@ def gateway(
     redis: Annotated[str | None, Parameter(env_var="POLYOLO_REDIS")] = None,
     scaler: str | None = None,
     scaler_peers: str | None = None,
+    leave: float = 0.0,
     token: Annotated[str, Parameter(env_var="POLYOLO_GATEWAY_TOKEN", show=False)],
 ) -> int:
     """Run one gateway: the public door of a platform whose control plane runs elsewhere.
@@ -76,6 +77,8 @@ def gateway(
             a password. [default: each of N gateways grants 1/N of every rate]
         scaler: HOST:PORT on which KEDA asks for what is in flight, by gRPC in clear.
         scaler_peers: HOST:PORT of a name behind which all gateways answer there.
+        leave: Seconds after SIGTERM in which everything goes on, while clients are asked to connect
+            anew; 75 behind a load balancer, as long as gRPC's connections take.
         token: What this gateway proves itself with.
     """
     import uvloop
@@ -93,6 +96,7 @@ def gateway(
         control=control,
         scaler=scaler,
         scaler_peers=scaler_peers,
+        leave_s=leave,
         token=token,
         slots=slots,
         redis=redis,

@@ -22,7 +22,8 @@ def grant_storage(
 ) -> Call[Storage]:
     """Let the platform read a tenant's model files where the tenant keeps them. Operator only.
 
-    uri: `file:///directory` of the control plane's machine, or `s3://bucket/prefix`.
+    uri: `file:///directory` of the control plane's machine, or `s3://bucket/prefix`; on Kubernetes
+    also `pvc://CLAIM` or `image://REFERENCE`, which the tenant's runtime mounts.
     """
     fields = {
         "uri": uri,
@@ -52,14 +53,21 @@ def withdraw_storage(tenant: str) -> Call[None]:
 
 
 def register_model(
-    name: str, uri: str, sha256: str, *, classes: Sequence[str] = (), tenant: str = "me"
+    name: str,
+    uri: str,
+    sha256: str,
+    *,
+    size: int | None = None,
+    classes: Sequence[str] = (),
+    tenant: str = "me",
 ) -> Call[ModelVersion]:
     """Make a file of the tenant's own storage the next version of `name`.
 
     uri: its path there. The platform reads and checks it, and keeps its name and sha256; bytes
-    that do not match are never served. Raises ModelRefusedError with the reason.
+    that do not match are never served. size: bytes, needed where only the runtime reads the file;
+    then it is looked into when it is to be served. Raises ModelRefusedError with the reason.
     """
-    fields = {"uri": uri, "sha256": sha256, "classes": list(classes)}
+    fields = {"uri": uri, "sha256": sha256, "size": size, "classes": list(classes)}
     return Call(
         method="POST",
         path=f"{tenant_path(tenant)}/models/{quoted(name)}/versions",

@@ -22,7 +22,7 @@ from polyolo.control.service.storages import Storages
 from polyolo.control.workqueue import Workers
 from polyolo.errors import ModelRefusedError, PolyoloError, TooLargeError
 from polyolo.resources import Upload
-from polyolo.sandbox.layers import Isolation
+from polyolo.sandbox.programs import Program
 from polyolo.sealedfile import SealedFileError
 from polyolo.types import Plan
 
@@ -48,26 +48,24 @@ class Admission:
         ledger: Ledger,
         store: Artifacts,
         storages: Storages,
-        inspect: Sequence[str],
-        isolation: Isolation,
+        inspect: Program,
+        converter: Converter,
         plans: Sequence[Plan],
         *,
-        converter: Converter | None = None,
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepare; nothing happens before the workers start.
 
-        inspect: the program that looks into a file, isolation: what it is put into (see intake).
-        converter: turns checkpoints into ONNX, if anything does.
+        inspect: looks into a file (see intake). converter: turns checkpoints into ONNX, if
+        anything does.
         leads: whether this control plane is the one that acts.
         """
         self._ledger = ledger
         self._store = store
         self._storages = storages
         self._inspect = inspect
-        self._isolation = isolation
-        self._plans = plans
         self._converter = converter
+        self._plans = plans
         self._leads = leads
         self._storing: set[tuple[str, str]] = set()
         """Files that are stored, or about to be, and have no row yet."""
@@ -113,6 +111,9 @@ class Admission:
         """Bring an upload to its version. Raises the error that it is refused with."""
         uploads.begin_check(self._ledger, upload, tenant)
         plan = limits.of(self._ledger, tenant, self._plans)
+        if upload.uri and self._storages.find(tenant).mounted:
+            self._believe(upload, plan, tenant)
+            return
         try:
             with gathered(self._bytes(tenant, upload, plan)) as file:
                 if not upload.uri and file.size != upload.size:
@@ -127,6 +128,20 @@ class Admission:
             raise ModelRefusedError(
                 "the file was damaged in the platform's store; push it again"
             ) from None
+
+    def _believe(self, upload: Upload, plan: Plan, tenant: str) -> None:
+        """Make a file a version that its tenant's runtime alone can look into."""
+        if upload.size is None:  # the storage was another one when it was registered
+            raise ModelRefusedError("its size was not told; register it again")
+        facts = Facts(family="", classes=upload.classes)
+        uploads.accept(
+            self._ledger,
+            upload,
+            Artifact(
+                tenant=tenant, digest=upload.sha256, size=upload.size, facts=facts, uri=upload.uri
+            ),
+            plan,
+        )
 
     def _bytes(self, tenant: str, upload: Upload, plan: Plan) -> Iterator[bytes]:
         """Yield a file that has come, or that its tenant keeps itself."""
@@ -149,13 +164,12 @@ class Admission:
 
     def _admit(self, upload: Upload, plan: Plan, tenant: str, file: MemoryFile) -> None:
         try:
-            facts = judge(file, upload.classes, self._inspect, self._isolation)
+            facts = judge(file, upload.classes, self._inspect)
         except CheckpointError:
             if upload.uri:  # the platform would have to keep what it becomes
                 raise
-            limit = plan.max_model_bytes
-            with converted(file, self._converter, self._isolation, limit) as onnx:
-                facts = judge(onnx, upload.classes, self._inspect, self._isolation)
+            with converted(file, self._converter, plan.max_model_bytes) as onnx:
+                facts = judge(onnx, upload.classes, self._inspect)
                 self._record(upload, plan, tenant, onnx, facts)
         else:
             self._record(upload, plan, tenant, file, facts)
@@ -196,8 +210,7 @@ class Admission:
 def admit_standard(
     ledger: Ledger,
     store: Artifacts,
-    inspect: Sequence[str],
-    isolation: Isolation,
+    inspect: Program,
     path: Path,
     record: Callable[[Artifact], T],
 ) -> T:
@@ -209,7 +222,7 @@ def admit_standard(
     def judged(file: MemoryFile) -> Artifact:
         facts = artifacts.known(ledger, file.sha256)
         if facts is None:
-            facts = judge(file, (), inspect, isolation)
+            facts = judge(file, (), inspect)
         return Artifact(tenant=PLATFORM, digest=file.sha256, size=file.size, facts=facts)
 
     with path.open("rb") as source, gathered(iter(lambda: source.read(_COPY_BYTES), b"")) as file:

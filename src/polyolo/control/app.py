@@ -76,6 +76,7 @@ from polyolo.control.witness import Keeper
 from polyolo.drivers.children import Fork, Handle
 from polyolo.sandbox.layers import Isolation
 from polyolo.sandbox.probe import probe
+from polyolo.sandbox.programs import Local
 from polyolo.sandbox.report import lacking
 
 _ARRIVALS_S = 60.0
@@ -201,7 +202,7 @@ def rehearse(settings: ControlSettings) -> None:
     Raises what `opened` would.
     """
     isolation = _isolation(settings)
-    conversion.chosen(settings.converter)
+    conversion.here(settings.converter, isolation)
     home.operator_key(settings.home)
     _objects(settings)
     _described()
@@ -237,14 +238,15 @@ def _open(settings: ControlSettings, stack: ExitStack, fork: Fork) -> Control:
     ledger.listeners.append(changes.publish)
     storages = Storages(ledger, vault)
     store = Artifacts(_objects(settings), partial(artifacts.key_of, ledger, vault), storages.file)
-    converter = conversion.chosen(settings.converter)
-    gate = Gate(ledger, store, vault, settings.compare_command, isolation)
+    programs = places.programs(settings, isolation)
+    stack.callback(programs.close)
+    gate = Gate(ledger, store, vault, programs.compare)
     adopt(ledger, store, settings.artifacts)
     admit_standard(
         ledger,
         store,
-        settings.inspect_command,
-        isolation,
+        # The operator's own: control starts whether or not the cluster has room.
+        Local(command=settings.inspect_command, isolation=isolation),
         settings.standard,
         lambda artifact: standard.choose(ledger, artifact, settings.standard_label),
     )
@@ -257,19 +259,17 @@ def _open(settings: ControlSettings, stack: ExitStack, fork: Fork) -> Control:
             guarded,
             store,
             storages,
-            settings.inspect_command,
-            isolation,
+            programs.inspect,
+            programs.converter,
             settings.plans,
-            converter=converter,
             leads=leads,
         )
-        tried = Trials(
-            guarded, Gate(guarded, store, vault, settings.compare_command, isolation), leads=leads
-        )
+        tried = Trials(guarded, Gate(guarded, store, vault, programs.compare), leads=leads)
         reconciler = Reconciler(
             guarded,
             place.driver,
             locate=store.uri,
+            mounted=storages.mounted,
             discard=admission.forget,
             erase=partial(
                 erasures.advance,
@@ -300,6 +300,7 @@ def _open(settings: ControlSettings, stack: ExitStack, fork: Fork) -> Control:
 
     leader = Leader(ledger, changes, identity(settings.home / "lock"), begin)
     stack.callback(leader.stop)
+    stack.callback(programs.close)  # first: who stops waits for what is in hand
     leader.start()
     plane = Plane(
         settings=settings,

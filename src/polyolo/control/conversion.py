@@ -1,9 +1,9 @@
-"""Has .pt files turned into ONNX, where the operator wants that: in a sandbox, or not at all.
+"""Has .pt files turned into ONNX, where the operator wants that: locked in, or not at all.
 
 A .pt file is a Python pickle, a program that runs while it is read. So it is read by another
-Python, of an environment that holds nothing else, where no layer of the sandbox is missing that
-could let it out. Only the bytes that it writes into one descriptor are kept, and those are judged
-like any file that a stranger sends.
+Python, of an environment that holds nothing else, in a pod of its own or where no layer of this
+host's sandbox is missing that could let it out. Only the bytes that it writes into one descriptor
+are kept, and those are judged like any file that a stranger sends.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from polyolo import telemetry
 from polyolo.control.memfile import MemoryFile, gathered
 from polyolo.errors import ModelRefusedError
 from polyolo.sandbox.confinement import Confinement
-from polyolo.sandbox.job import Ending, Outcome, run_job
+from polyolo.sandbox.job import Ending, Outcome
 from polyolo.sandbox.layers import Isolation, Layer
+from polyolo.sandbox.programs import Local, Program
 
 TIME_S = 300.0
 """Seconds for one conversion: importing PyTorch takes 5, a YOLOv8x 40 on a slow core."""
@@ -33,13 +34,18 @@ NEEDED = (
     *(Layer.MOUNT, Layer.PID, Layer.NETWORK, Layer.IPC, Layer.UTS),
     *(Layer.SECCOMP, Layer.RLIMITS),
 )
-"""Layers without which nothing is converted; and one of the next two."""
+"""Layers without which nothing is converted on this host; and one of the next two."""
 _UNPRIVILEGED = (Layer.USER, Layer.ACCOUNT)
 _PROGRAM = Path(polyolo.__file__).with_name("converter.py")
 _ASK = "import sys; print(sys.prefix, sys.base_prefix, sep='\\n')"
 _HELP = (
     "export it where you trained it (with ultralytics: yolo export model=FILE format=onnx) and "
     "push the .onnx file"
+)
+_WHAT = "the file is a PyTorch checkpoint (.pt), a program that would run while it is read"
+_NOBODY = (
+    f"{_WHAT}: {_HELP}. The operator of this platform can have such files converted, in a "
+    "sandbox, with --converter"
 )
 _ENDED = {
     Ending.SIGNALLED: "it was ended by a signal",
@@ -52,25 +58,39 @@ _ENDED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converter:
-    """What converts: a command that takes an input's and an output's path, and what it reads."""
+    """What converts, or why nothing does."""
 
-    command: tuple[str, ...]
-    readable: tuple[Path, ...]
+    program: Program | None = None
+    refusal: str = _NOBODY
+    """What is said where there is no program."""
     time_s: float = TIME_S
 
 
-def chosen(command: str) -> Converter | None:
-    """Return the converter of a setting; None for an empty one.
+def anywhere() -> tuple[str, ...]:
+    """Return the command that converts by a Python with ultralytics, be polyolo there or not."""
+    return ("python3", "-I", "-c", _PROGRAM.read_text())
+
+
+def here(command: str, isolation: Isolation) -> Converter:
+    """Return the converter of this host; for an empty command one that refuses.
 
     command: the Python of an environment with ultralytics, or any command that takes the paths of
     an input and an output. Raises OSError when there is no such program.
     """
     words = shlex.split(command)
     if not words:
-        return None
+        return Converter()
     program = shutil.which(words[0])
     if program is None:
         raise OSError(f"the converter {words[0]} is not a program; see --converter")
+    missing = [layer for layer in NEEDED if layer not in isolation]
+    if not any(layer in isolation for layer in _UNPRIVILEGED):
+        missing.append(Layer.USER)
+    if missing:
+        return Converter(
+            refusal=f"{_WHAT}, and this platform's host cannot lock it in ({', '.join(missing)} "
+            f"missing): {_HELP}"
+        )
     # Not resolved: an environment's Python is a link, and knows its environment by its own path.
     python = Path(program).absolute()
     if len(words) == 1:
@@ -78,48 +98,30 @@ def chosen(command: str) -> Converter | None:
     named = (Path(word) for word in words[1:])
     files = [path for path in named if path.is_absolute() and path.exists()]
     return Converter(
-        command=(str(python), *words[1:]), readable=tuple({*_prefixes(python), *files})
+        program=Local(
+            command=(str(python), *words[1:]),
+            isolation=isolation,
+            readable=tuple({*_prefixes(python), *files}),
+        )
     )
 
 
-def refusal(converter: Converter | None, isolation: Isolation) -> str:
-    """Say why .pt files are not converted here; empty when they are."""
-    what = "the file is a PyTorch checkpoint (.pt), a program that would run while it is read"
-    if converter is None:
-        return (
-            f"{what}: {_HELP}. The operator of this platform can have such files converted, in a "
-            "sandbox, with --converter"
-        )
-    missing = [layer for layer in NEEDED if layer not in isolation]
-    if not any(layer in isolation for layer in _UNPRIVILEGED):
-        missing.append(Layer.USER)
-    if missing:
-        return (
-            f"{what}, and this platform's host cannot lock it in ({', '.join(missing)} missing): "
-            f"{_HELP}"
-        )
-    return ""
-
-
 @contextmanager
-def converted(
-    file: MemoryFile, converter: Converter | None, isolation: Isolation, limit: int
-) -> Iterator[MemoryFile]:
+def converted(file: MemoryFile, converter: Converter, limit: int) -> Iterator[MemoryFile]:
     """Yield what a checkpoint becomes, not judged yet. limit: its bytes at most.
 
-    Raises ModelRefusedError with the reason. Blocks, up to the converter's time.
+    Raises ModelRefusedError with the reason, and what the program does when it cannot be run.
+    Blocks, up to the converter's time and more.
     """
-    if reason := refusal(converter, isolation):
-        raise ModelRefusedError(reason)
-    assert converter is not None
+    if converter.program is None:
+        raise ModelRefusedError(converter.refusal)
     result = os.memfd_create("converted", os.MFD_CLOEXEC)
     try:
-        outcome = run_job(
-            [*converter.command, *(f"/proc/self/fd/{fd}" for fd in (file.descriptor, result))],
+        outcome = converter.program(
+            file.descriptor,
             _confinement(converter, limit),
-            isolation,
             time_s=converter.time_s,
-            passed_fds=(file.descriptor, result),
+            result=result,
             output_bytes=64 << 10,
         )
         size = os.fstat(result).st_size
@@ -134,7 +136,6 @@ def converted(
 
 def _confinement(converter: Converter, limit: int) -> Confinement:
     return Confinement(
-        readable=converter.readable,
         memory_bytes=6 << 30,
         address_bytes=16 << 30,  # PyTorch's libraries reserve several GiB
         cpu_s=int(converter.time_s),

@@ -11,8 +11,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 
@@ -29,8 +27,7 @@ from polyolo.errors import BelowToleranceError, InvalidValueError, NotReadyError
 from polyolo.resources import ModelSettings
 from polyolo.rollouts import GateReport
 from polyolo.sandbox.confinement import Confinement
-from polyolo.sandbox.job import run_job
-from polyolo.sandbox.layers import Isolation
+from polyolo.sandbox.programs import Program
 from polyolo.sealedfile import SealedFileError
 from polyolo.types import DetectionSettings
 
@@ -60,21 +57,12 @@ Contents = Iterable[Callable[[], Iterator[bytes]]]
 class Gate:
     """Makes comparisons, each of them once. Any thread may use it."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        store: Artifacts,
-        vault: Vault,
-        command: Sequence[str],
-        isolation: Isolation,
-    ) -> None:
-        """Keep its parts. command: compares two versions; the path of a file is added (see
-        comparejob). isolation: what it is put into."""
+    def __init__(self, ledger: Ledger, store: Artifacts, vault: Vault, compare: Program) -> None:
+        """Keep its parts. compare: compares two versions (see comparejob)."""
         self._ledger = ledger
         self._store = store
         self._vault = vault
-        self._command = tuple(command)
-        self._isolation = isolation
+        self._compare = compare
         self._slots = threading.Semaphore(_AT_ONCE)
         self._lock = threading.Lock()
         self._running: dict[bytes, Future[Result]] = {}
@@ -206,17 +194,11 @@ class Gate:
                 yield lambda path=path: iter([path.read_bytes()])  # type: ignore[misc]
 
     def _run(self, task: Task, contents: Contents) -> Result:
-        """Compare in a sandbox. Raises NotReadyError when that cannot be done at the moment."""
+        """Compare, confined. Raises NotReadyError when that cannot be done at the moment."""
         with self._slots:
             try:
                 with gathered(packed(task, (one() for one in contents))) as file:
-                    outcome = run_job(
-                        [*self._command, f"/proc/self/fd/{file.descriptor}"],
-                        replace(_CONFINEMENT, readable=_scripts(self._command)),
-                        self._isolation,
-                        time_s=_TIME_S,
-                        passed_fds=(file.descriptor,),
-                    )
+                    outcome = self._compare(file.descriptor, _CONFINEMENT, time_s=_TIME_S)
             except (FileNotFoundError, SealedFileError):
                 return Result(
                     refused="a file that it needs is not in the platform's store as it was put "
@@ -254,7 +236,3 @@ def _sights(pictures: Sequence[Golden]) -> tuple[Sight, ...]:
 
 def _detection(settings: ModelSettings) -> DetectionSettings:
     return msgspec.convert(msgspec.to_builtins(settings), DetectionSettings)
-
-
-def _scripts(command: Sequence[str]) -> tuple[Path, ...]:
-    return tuple(path for path in map(Path, command[1:]) if path.is_absolute() and path.is_file())

@@ -4,8 +4,7 @@ any way. The file is handed in as a descriptor; no name on any disk leads to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import msgspec
 
@@ -13,8 +12,8 @@ from polyolo import telemetry
 from polyolo.control.memfile import MemoryFile
 from polyolo.errors import ModelRefusedError
 from polyolo.sandbox.confinement import Confinement
-from polyolo.sandbox.job import Ending, Outcome, run_job
-from polyolo.sandbox.layers import Isolation
+from polyolo.sandbox.job import Ending, Outcome
+from polyolo.sandbox.programs import Program
 
 TIME_S = 60.0
 """Seconds on the clock before the look is broken off."""
@@ -32,9 +31,6 @@ CONFINEMENT = Confinement(
     open_files=256,
 )
 """What a look into a file may use."""
-_ANSWER_BYTES = 1 << 20
-"""Bytes that it may say; 80 class names are 1 kB."""
-
 _ENDED = {
     Ending.SIGNALLED: "it makes the engine that opens it crash",
     Ending.TIME: "it took longer than {time_s:.0f} s",
@@ -62,35 +58,18 @@ class Facts:
 
 
 def judge(
-    file: MemoryFile,
-    classes: Sequence[str],
-    command: Sequence[str],
-    isolation: Isolation,
-    *,
-    time_s: float = TIME_S,
+    file: MemoryFile, classes: Sequence[str], inspect: Program, *, time_s: float = TIME_S
 ) -> Facts:
     """Return what is in `file`, or raise ModelRefusedError with the reason, for its owner to read.
 
-    classes: names by id that its owner gave beside it. command: the program that looks into the
-    file; a path where it finds the file and `--classes=NAME` for each name are added, and it
-    prints one JSON object, Facts or `{"refused": "…", "checkpoint": true}`. Blocks up to
-    `time_s`. Raises OSError when the sandbox cannot be started.
+    classes: names by id that its owner gave beside it. inspect: looks into the file; besides its
+    path it is given `--classes=NAME` for each name, and it prints one JSON object, Facts or
+    `{"refused": "…", "checkpoint": true}`. Blocks up to `time_s` and more, and raises what the
+    program does when it cannot be run.
     """
     named = [f"--classes={name}" for name in classes]  # joined, so that no name is an option
-    outcome = run_job(
-        [*command, f"/proc/self/fd/{file.descriptor}", *named],
-        replace(CONFINEMENT, readable=_scripts(command)),
-        isolation,
-        time_s=time_s,
-        passed_fds=(file.descriptor,),
-        output_bytes=_ANSWER_BYTES,
-    )
+    outcome = inspect(file.descriptor, CONFINEMENT, time_s=time_s, words=named)
     return _read(outcome, time_s)
-
-
-def _scripts(command: Sequence[str]) -> tuple[Path, ...]:
-    """Return the files of the operator's that a command names besides its program."""
-    return tuple(path for path in map(Path, command[1:]) if path.is_absolute() and path.is_file())
 
 
 def _read(outcome: Outcome, time_s: float) -> Facts:

@@ -1,13 +1,16 @@
-"""Chooses where runtimes live: processes of this machine, or pods of a cluster."""
+"""Chooses where runtimes live and strangers' files are opened: on this machine, or in a cluster."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from polyolo.control import handout
+from polyolo.control import conversion, handout
 from polyolo.control.artifacts import Artifacts
+from polyolo.control.conversion import Converter
+from polyolo.control.leader import identity
 from polyolo.control.service import artifacts
 from polyolo.control.service.ledger import Ledger
 from polyolo.control.service.vault import Vault
@@ -17,6 +20,10 @@ from polyolo.drivers.children import Fork
 from polyolo.drivers.kubernetes.settings import ClusterSettings, Scaling
 from polyolo.drivers.process import ProcessDriver
 from polyolo.sandbox.layers import Isolation
+from polyolo.sandbox.programs import Local, Program
+
+if TYPE_CHECKING:  # an extra, which most platforms do without
+    from polyolo.drivers.kubernetes.cluster import Cluster
 
 _STARTS_A_CPU = 2
 """Runtimes that start at once for each CPU: a start keeps one busy, but for reading files."""
@@ -34,6 +41,56 @@ class Place:
     """Runtimes that start at once."""
     elastic: bool = False
     """Whether the place itself adds copies by load."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Programs:
+    """What opens strangers' files, wherever that is done."""
+
+    inspect: Program
+    compare: Program
+    converter: Converter
+    close: Callable[[], None] = lambda: None
+    """Ends what runs: whoever waits for it hears that it is not ready."""
+
+
+def programs(settings: ControlSettings, isolation: Isolation) -> Programs:
+    """Return the programs, where the settings have them run: here, or each time in a pod.
+
+    The home is held. Raises OSError when they cannot be run there.
+    """
+    if settings.cluster is None or settings.cluster.jobs is None:
+        return Programs(
+            inspect=Local(command=settings.inspect_command, isolation=isolation),
+            compare=Local(command=settings.compare_command, isolation=isolation),
+            converter=conversion.here(settings.converter, isolation),
+        )
+    return _in_jobs(settings, settings.cluster)
+
+
+def _in_jobs(settings: ControlSettings, known: ClusterSettings) -> Programs:
+    assert known.jobs is not None
+    if settings.converter:
+        raise OSError(
+            "--converter is a program of this machine, and files are opened in the cluster's pods: "
+            "name an image in `jobs.converter_image` (of the chart: jobs.converterImage)"
+        )
+    connect = _client()
+    from polyolo.drivers.kubernetes.jobs import Jobs, mine
+
+    me = identity(settings.home / "lock")
+    jobs = Jobs(connect(answer_s=known.answer_s, selector=mine(me)), known, me)
+    jobs.sweep()
+    serving = ("python3", "-m", "polyolo.serving")
+    converter = Converter()
+    if image := known.jobs.converter_image:
+        converter = Converter(program=jobs.program(image, conversion.anywhere()))
+    return Programs(
+        inspect=jobs.program(known.image, (*serving, "inspect")),
+        compare=jobs.program(known.image, (*serving, "compare")),
+        converter=converter,
+        close=jobs.close,
+    )
 
 
 def opened(
@@ -67,15 +124,22 @@ def opened(
     return Place(driver=processes, close=processes.close, starts=starts)
 
 
-def _pods(settings: ClusterSettings, ledger: Ledger, vault: Vault) -> Place:
+def _client() -> Callable[..., Cluster]:
+    """Return what connects to a cluster. Raises OSError where that is not installed."""
     try:
         from polyolo.drivers.kubernetes.cluster import connect
-        from polyolo.drivers.kubernetes.driver import KubernetesDriver
-        from polyolo.drivers.kubernetes.naming import selector
     except ModuleNotFoundError as error:
         raise OSError(
             f"runtimes on Kubernetes need {error.name}: pip install 'polyolo[kubernetes]'"
         ) from None
+    return connect
+
+
+def _pods(settings: ClusterSettings, ledger: Ledger, vault: Vault) -> Place:
+    connect = _client()
+    from polyolo.drivers.kubernetes.driver import KubernetesDriver
+    from polyolo.drivers.kubernetes.naming import selector
+
     cluster = connect(answer_s=settings.answer_s, selector=selector(settings.platform))
     driver = KubernetesDriver(cluster, settings, handout.keys(ledger, vault))
     return Place(

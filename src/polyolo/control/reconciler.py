@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from polyolo import telemetry
 from polyolo.control.decide import Decision, Desired, Memory, Verb, Wanted, decide, failed
 from polyolo.control.scaling import Scale, looks_again, scaled
 from polyolo.control.service import erasures, runtimes, tenants
 from polyolo.control.service.ledger import Ledger
-from polyolo.control.service.runtimes import Standing
+from polyolo.control.service.runtimes import Mounted, Standing
 from polyolo.control.starts import Starts
 from polyolo.control.workqueue import RETRY_S, Workers
 from polyolo.drivers import Driver
@@ -25,6 +26,8 @@ _TURN_S = 1.0
 """Until one asks again that is not told that its turn to start has come."""
 _LISTEN_S = 0.25
 """How long one call of the driver's `wait` listens; bounds how long a stop takes."""
+_QUOTED = 300
+"""Characters of a driver's error that tenants are told."""
 
 
 class Reconciler:
@@ -36,6 +39,7 @@ class Reconciler:
         driver: Driver,
         *,
         locate: Callable[[str, str], str],
+        mounted: Mounted,
         discard: Callable[[str], None],
         plans: Sequence[Plan],
         erase: Callable[[str], bool] = lambda _: True,
@@ -48,8 +52,8 @@ class Reconciler:
     ) -> None:
         """Prepare; nothing happens before `start`.
 
-        locate: where a tenant's model file with a digest is. discard: deletes the files of a
-        tenant that is gone. plans: those offered. erase: does the next piece of a tenant's erasure
+        locate, mounted: as `runtimes.spec` takes them. discard: deletes the files of a tenant that
+        is gone. plans: those offered. erase: does the next piece of a tenant's erasure
         once its rows are gone, and says whether nothing is left of it. leads: whether this control
         plane is the one that acts. tell: called with what is seen of each runtime. told: whether
         every gateway has a revision. starts: runtimes that start at once; the default is no bound.
@@ -58,7 +62,7 @@ class Reconciler:
         """
         self._ledger = ledger
         self._driver = driver
-        self._locate = locate
+        self._spec = partial(runtimes.spec, ledger, locate=locate, mounted=mounted, offered=plans)
         self._discard = discard
         self._erase = erase
         self._plans = plans
@@ -183,7 +187,7 @@ class Reconciler:
             self._log.warning(
                 "the driver failed", tenant=tenant, verb=decision.verb, error=str(error)
             )
-            return self._after_failure(tenant, decision, observed)
+            return self._after_failure(tenant, decision, observed, error)
         if decision.verb is Verb.APPLY:  # where a warm process was there, it is ready by now
             _, after = self._look(desired)
             if after.verb is Verb.NOTHING:
@@ -219,8 +223,7 @@ class Reconciler:
         tenant = desired.tenant
         match decision.verb:
             case Verb.APPLY:
-                spec = runtimes.spec(self._ledger, tenant, self._locate, self._plans)
-                self._driver.apply(replace(spec, replicas=desired.replicas))
+                self._driver.apply(replace(self._spec(tenant), replicas=desired.replicas))
             case Verb.REMOVE:
                 self._driver.remove(tenant)
             case Verb.FORGET:
@@ -232,11 +235,14 @@ class Reconciler:
                 pass
 
     def _after_failure(
-        self, tenant: str, decision: Decision, observed: RuntimeStatus | None
+        self, tenant: str, decision: Decision, observed: RuntimeStatus | None, error: OSError
     ) -> tuple[float, RuntimeStatus]:
         if observed is not None and observed.phase is Phase.READY:
             return RETRY_S, observed  # it serves what it has; the new spec is tried again
-        memory = failed(decision.memory, "it could not be started", time.monotonic())
+        reason = "it could not be started"
+        if error.errno is None:  # a driver's own words; the system's may name this machine's paths
+            reason += f": {str(error)[:_QUOTED]}"
+        memory = failed(decision.memory, reason, time.monotonic())
         self._memories[tenant] = memory
         status = RuntimeStatus(tenant=tenant, phase=Phase.FAILED, reason=memory.reason)
         return RETRY_S, status

@@ -58,7 +58,8 @@ class ControlSettings:
     runtime_environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that runtimes get besides PATH, locale and temporary directory."""
     inspect_command: tuple[str, ...] = (sys.executable, "-m", "polyolo.serving", "inspect")
-    """What judges an uploaded model file; the file's path is added."""
+    """What judges an uploaded model file; the file's path is added. Where files are opened in a
+    cluster's pods (see `cluster`), only the standard model is judged by it."""
     passwords: Passwords = field(default_factory=Passwords, repr=False)
     """What hashes passwords. Default: argon2id with 64 MiB and 3 passes."""
     strict_isolation: bool = False

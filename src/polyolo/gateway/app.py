@@ -291,7 +291,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
 
 
 async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
-    """Serve until SIGTERM, SIGINT or `stop`, finish what is in flight, hand over the usage.
+    """Serve until SIGTERM, SIGINT or `stop`, take leave, finish what is in flight, hand over the
+    usage.
 
     After SIGUSR2 it is for another one to serve who comes: this one takes no new connections, and
     ends when those that it has are over. Raises OSError for an address that is taken,
@@ -304,7 +305,7 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
         listener = socket.socket(fileno=settings.listen)
     host, port = listener.getsockname()[:2]
     retire = web.signalled(signal.SIGUSR2) if stop is None else asyncio.Event()
-    stop = stop or web.signalled()
+    leave, stop = stop or web.signalled(), asyncio.Event()
     connections = Connections(room())
     sweeping = asyncio.create_task(connections.sweep())
     async with gateway(settings) as doors:
@@ -320,6 +321,11 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
             os.close(settings.succeeds)
         telemetry.logger("gateway").info("listening", address=(host, port), grpc_port=port + 1)
 
+        async def take_leave() -> None:
+            await leave.wait()
+            await asyncio.sleep(settings.leave_s)
+            stop.set()
+
         async def drain() -> None:
             waiting = {asyncio.create_task(event.wait()) for event in (stop, retire)}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -334,11 +340,14 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
             doors.http,
             listener,
             stop=stop,
+            leave=leave,
             drain_s=settings.drain_s,
             retire=retire,
             tls=settings.tls,
             protocol=connections.protocol,
             draining=doors.leave,
         )
+        leaving = asyncio.create_task(take_leave())
         await asyncio.gather(serving, drain())
+        leaving.cancel()
     sweeping.cancel()

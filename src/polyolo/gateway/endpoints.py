@@ -14,10 +14,14 @@ _LOST_S = 0.5
 
 
 class OutOfReachError(NotReadyError):
-    """Nobody answered at an endpoint, and the client has seen nothing yet: ask another one."""
+    """Nobody answered at an endpoint, and the client has seen nothing yet: ask another one.
 
-    def __init__(self) -> None:
+    begun: whether somebody there may have got the request, or some of it.
+    """
+
+    def __init__(self, *, begun: bool) -> None:
         super().__init__("what should answer is out of reach; come again")
+        self.begun = begun
 
 
 class Endpoints:

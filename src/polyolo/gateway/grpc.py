@@ -42,9 +42,14 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # a runtime's answers are what its limits make them
     ("grpc.max_send_message_length", -1),  # bounded on its way in
     ("grpc.use_local_subchannel_pool", 1),  # or a new channel would inherit a dead one's back-off
+    # A pod that is gone answers nothing at all: 2 s to connect, as for HTTP, in the place of 20.
+    ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
 )
+
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""What calls end with that a runtime had no part in: CANCELLED where it was just being stopped."""
 
 _log = telemetry.logger("access")
 
@@ -159,7 +164,8 @@ class GrpcDoor:
             answer: bytes = await call
         except grpc.aio.AioRpcError as error:
             visit.said = _ours(error.trailing_metadata())
-            failure = _translated(error, visit.said)
+            nobody = channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+            failure = _translated(error, visit.said, begun=not nobody)
             if isinstance(failure, OutOfReachError):
                 self._forget(endpoint)  # a new channel next time: this one would back off first
             raise failure from None
@@ -215,7 +221,7 @@ def _ours(trailing: Any) -> Mapping[bytes, bytes]:
     }
 
 
-def _translated(error: Any, said: Mapping[bytes, bytes]) -> PolyoloError:
+def _translated(error: Any, said: Mapping[bytes, bytes], *, begun: bool) -> PolyoloError:
     """Return what a call's failure means: the runtime's own error, or one of the way to it."""
     code = said.get(rpc.ERROR.encode())
     if code is not None:
@@ -224,7 +230,7 @@ def _translated(error: Any, said: Mapping[bytes, bytes]) -> PolyoloError:
         return MethodNotAllowedError("there is no such method")
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceededError("the request took too long")
-    if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return OutOfReachError()
+    if error.code() in _GONE:
+        return OutOfReachError(begun=begun)
     # The library's own words may name paths of this machine.
     return NotReadyError("what should answer broke off; come again")

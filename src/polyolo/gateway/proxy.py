@@ -10,7 +10,13 @@ from polyolo.errors import NotReadyError, PolyoloError
 from polyolo.gateway.endpoints import OutOfReachError
 from polyolo.gateway.headers import Headers, for_client
 from polyolo.gateway.inbound import Inbound, Leash, Pace
-from polyolo.gateway.upstream import Answer, BrokenOffError, Upstream, UpstreamError
+from polyolo.gateway.upstream import (
+    Answer,
+    BrokenOffError,
+    NotReachedError,
+    Upstream,
+    UpstreamError,
+)
 from polyolo.web import problem_response
 
 _PIECE = 256 * 1024  # of a body sent at once: sending must not hold up the event loop
@@ -73,12 +79,13 @@ class Exchange:
         length = self.inbound.length if body is None else len(body)
         if length is not None and (body is None or length > _PIECE):  # else it is set for us
             headers.append((b"content-length", b"%d" % length))
-        method = scope["method"]
+        method, begun = scope["method"], False
         try:
             try:
                 piped = self._stream(leash) if body is None else _pieces(body)
                 answer = await upstream.ask(method, target, headers, piped)
             except BrokenOffError:
+                begun = True
                 if body is None or not repeatable:
                     raise
                 answer = await upstream.ask(method, target, headers, _pieces(body), fresh=True)
@@ -88,7 +95,8 @@ class Exchange:
         except UpstreamError as error:
             if self.status:
                 raise NotReadyError("what should answer broke off") from error
-            raise OutOfReachError from error
+            begun = begun or not isinstance(error, NotReachedError)
+            raise OutOfReachError(begun=begun) from error
 
     async def _stream(self, leash: Leash) -> AsyncIterator[bytes]:
         """Yield the body as it comes, and watch the client from then on."""

@@ -75,6 +75,11 @@ class Directory:
         self.tenants: dict[str, TenantRoute] = {}
 
     @property
+    def hold_s(self) -> float:
+        """Return the seconds that a request waits for a runtime to answer."""
+        return self._settings.hold_s
+
+    @property
     def keys(self) -> Mapping[str, KeyEntry]:
         """Return all API keys by id."""
         return self._entries.by_id

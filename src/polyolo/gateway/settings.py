@@ -57,7 +57,7 @@ class Settings:
     control_deadline_s: float = 900.0
     """Seconds for a call of the control API. Default 900: uploading a 512 MiB model at 5 Mbit/s."""
     hold_s: float = 10.0
-    """Seconds that a request waits for a starting runtime; then 503."""
+    """Seconds that a request waits for a runtime that starts, or is out of reach; then 503."""
     hold_requests: int = 128
     """Requests of one tenant that may wait for its starting runtime; more are answered 503."""
     control_connections: int = 128
@@ -77,7 +77,11 @@ class Settings:
     scaler_peers: str | None = None
     """Name behind which all gateways answer there, HOST:PORT of a headless service. Default:
     there is no other gateway."""
+    leave_s: float = 0.0
+    """Seconds after SIGTERM in which everything goes on, while clients are asked to connect anew:
+    for a gateway behind a load balancer that goes on sending it connections for a moment. 75 are
+    enough for gRPC, whose connections are renewed every minute. Default: none."""
     drain_s: float = 30.0
-    """Seconds that requests in flight are given to finish after SIGTERM."""
+    """Seconds that requests in flight are given to finish then."""
     access_log: bool = True
     """Write one line a request to stderr."""

@@ -30,6 +30,10 @@ class UpstreamError(Exception):
     """The other end could not be reached, broke off, or does not speak HTTP."""
 
 
+class NotReachedError(UpstreamError):
+    """Nobody was there, so nobody has seen anything of the request."""
+
+
 class BrokenOffError(UpstreamError):
     """The connection was there and broke off; it may have been a kept one that was dead."""
 
@@ -76,7 +80,7 @@ class Answer:
 
 def _translated(error: BaseException) -> BaseException:
     if isinstance(error, aiohttp.ClientConnectorError | TimeoutError):
-        return UpstreamError(f"it cannot be reached: {error}")
+        return NotReachedError(f"it cannot be reached: {error}")
     if isinstance(error, aiohttp.ServerDisconnectedError | OSError):
         return BrokenOffError(f"the connection broke off: {error}")
     if isinstance(error, aiohttp.ClientError):

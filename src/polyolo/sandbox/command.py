@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polyolo
 from polyolo.sandbox import landlock, seccomp
-from polyolo.sandbox.cgroups import Group
 from polyolo.sandbox.confinement import Confinement
 from polyolo.sandbox.layers import Isolation, Layer
+
+if TYPE_CHECKING:  # pods, to which this is sent, have no use for them
+    from polyolo.sandbox.cgroups import Group
 
 SCRATCH = Path("/scratch")
 """Where a process with a mount namespace of its own finds its scratch directory."""

@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8800, help="TCP port to listen on")
     parser.add_argument("--models", type=Path, help="directory for models that are fetched")
+    parser.add_argument("--storage", type=Path, help="where the tenant's own storage is mounted")
     parser.add_argument(
         "--stuck-after",
         type=float,
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         host=asked.host,
         port=asked.port,
         models=asked.models and asked.models.absolute(),
+        storage=asked.storage and asked.storage.absolute(),
         token=os.environ.pop(fetch.TOKEN, ""),  # not for the models' processes
         stuck_after_s=asked.stuck_after,
     )

@@ -43,7 +43,7 @@ async def run(settings: Settings) -> None:
     spec = None if settings.ahead else read_spec(settings.spec)
     key = settings.key
     overrides = Overrides(settings.settings, os.environ)
-    files = Files(settings.models, settings.token)
+    files = Files(settings.models, settings.token, settings.storage)
     metrics = telemetry.Metrics()
     capacity = Capacity(streams=usable_cpus())
     # What every model's process imports is imported before anybody knows whose model it will be.

@@ -2,7 +2,8 @@
 
 A runtime on the platform's machine finds its files beside its spec; a pod finds their URLs there,
 and shows the token that control gave it: it opens its own tenant's files only. They are kept as
-they come, sealed.
+they come, sealed. What its tenant keeps in a storage that the pod mounts is read where it lies, in
+clear, and looked at before: a version of other bytes fails by itself.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import http.client
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from polyolo import telemetry
-from polyolo.errors import NotReadyError
-from polyolo.types import RuntimeSpec, VersionSpec
+from polyolo.errors import ModelRefusedError, NotReadyError
+from polyolo.types import MOUNTED, RuntimeSpec, VersionSpec
 
 TOKEN = "POLYOLO_RUNTIME_TOKEN"  # noqa: S105  # a variable's name
 """Environment variable with what control and this runtime know each other by."""
@@ -32,16 +34,23 @@ log = telemetry.logger("fetch")
 class Files:
     """The files that a spec names, here or to be fetched. On the event loop."""
 
-    def __init__(self, folder: Path | None = None, token: str = "") -> None:
+    def __init__(
+        self, folder: Path | None = None, token: str = "", storage: Path | None = None
+    ) -> None:
         """Keep what is fetched in `folder`, made when missing, by the last part of its URL.
 
-        token: what the store knows this runtime by.
+        token: what the store knows this runtime by. storage: where the tenant's own is mounted.
         """
         self._folder = folder
         self._token = token
+        self._storage = storage
 
     def path(self, uri: str) -> Path:
         """Return where the file that a spec names is, or will be. Raises NotReadyError."""
+        if uri.startswith(MOUNTED):
+            if self._storage is None:
+                raise ModelRefusedError("its file is in a storage that is not mounted here")
+            return self._storage / uri.removeprefix(MOUNTED)
         if not uri.startswith("http://"):
             return Path(uri)
         if self._folder is None:
@@ -51,8 +60,11 @@ class Files:
     async def bring(self, version: VersionSpec) -> None:
         """Have all files of a version here, for as long as the store is out of reach.
 
-        Raises NotReadyError saying why one cannot be had.
+        Raises NotReadyError saying why one cannot be had, and ModelRefusedError for one in the
+        tenant's own storage that is not there, or another one.
         """
+        if version.uri.startswith(MOUNTED):
+            await asyncio.to_thread(self._look, version)
         for uri in _uris(version):
             target = self.path(uri)
             if uri.startswith("http://") and not target.exists():
@@ -72,6 +84,28 @@ class Files:
             for file in self._folder.iterdir():
                 if file.name not in named and not file.name.startswith("."):
                     file.unlink(missing_ok=True)
+
+    def _look(self, version: VersionSpec) -> None:
+        """Raise ModelRefusedError unless a version's file is in the storage, and as large as it is.
+
+        Its bytes are held against their sha256 when they are read.
+        """
+        path, name = self.path(version.uri), version.uri.removeprefix(MOUNTED)
+        assert self._storage is not None  # or there would be no path
+        try:
+            where, found = path.resolve(strict=True), path.stat()
+        except OSError as error:
+            raise ModelRefusedError(
+                f"{name} cannot be read in your storage ({error.strerror}): put it there, readable "
+                "for everybody, and register it again"
+            ) from None
+        if not (where.is_relative_to(self._storage.resolve()) and stat.S_ISREG(found.st_mode)):
+            raise ModelRefusedError(f"{name} is not a file of your storage")
+        if found.st_size != version.size:
+            raise ModelRefusedError(
+                f"{name} has {found.st_size:,} bytes and not the {version.size:,} that were "
+                "registered; put the right file there, or register this one"
+            )
 
     async def _bring(self, uri: str, target: Path) -> None:
         pause, longest = _PAUSES_S

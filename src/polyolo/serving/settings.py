@@ -29,6 +29,8 @@ class Settings:
     """TCP port to listen on; gRPC listens on the port behind it."""
     models: Path | None = None
     """Directory for model files that the spec names by URL, as in a cluster; made when missing."""
+    storage: Path | None = None
+    """Directory where the tenant's own storage is mounted, as in a cluster."""
     token: str = field(default="", repr=False)
     """What control and this runtime know each other by (POLYOLO_RUNTIME_TOKEN); empty: whoever
     reaches its socket may tell it what to serve, as on one machine."""

@@ -52,6 +52,9 @@ namespaceSelector:
 
 {{- define "polyolo.dns" -}}
 - ports:
-    - {port: 53, protocol: UDP}
-    - {port: 53, protocol: TCP}
+    {{- range $port := .Values.networkPolicy.dnsPorts }}
+    {{- range list "UDP" "TCP" }}
+    - {port: {{ $port }}, protocol: {{ . }}}
+    {{- end }}
+    {{- end }}
 {{- end }}

@@ -240,6 +240,9 @@ class NewRegistration(_Body):
 
     uri: str = Field(max_length=500, examples=["city/v3.onnx"], description="Its path there.")
     sha256: str = Field(pattern="^[0-9a-fA-F]{64}$", description="Other bytes are refused.")
+    size: int | None = Field(
+        None, ge=1, le=10**15, description="Bytes; needed where only the runtime reads the file."
+    )
     classes: list[str] = Field([], max_length=10_000, description="Class names by id.")
 
 

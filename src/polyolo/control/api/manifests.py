@@ -27,7 +27,13 @@ def show_manifests(asked: Annotated[Asked, on_tenant("tenants:render")]) -> Resp
         raise ConflictError(
             "this platform runs its runtimes as processes; start it with --driver kubernetes"
         )
-    spec = runtimes.spec(plane.ledger, asked.tenant, plane.store.uri, plane.settings.plans)
+    spec = runtimes.spec(
+        plane.ledger,
+        asked.tenant,
+        locate=plane.store.uri,
+        mounted=plane.storages.mounted,
+        offered=plane.settings.plans,
+    )
     objects = render(spec, cluster, Features(monitors=True), {})
     shown = [{**one, "data": {_HIDDEN: ""}} if one["kind"] == "Secret" else one for one in objects]
     return json_response({"apiVersion": "v1", "kind": "List", "items": shown})

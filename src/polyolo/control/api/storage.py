@@ -24,7 +24,9 @@ class Grant(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    uri: str = Field(max_length=500, examples=["file:///mnt/acme", "s3://bucket/prefix"])
+    uri: str = Field(
+        max_length=500, examples=["file:///mnt/acme", "s3://bucket/prefix", "pvc://models"]
+    )
     endpoint: str = Field("", max_length=500, description="Of the bucket; default: Amazon's.")
     region: str = Field("", max_length=100)
     access_key_id: str = Field("", max_length=200)
@@ -35,8 +37,12 @@ class Grant(BaseModel):
 
 @routes.put("", response_model=Storage)
 async def grant_storage(body: Grant, asked: ToGrant) -> Response:
-    """Let the platform read a tenant's model files where the tenant keeps them."""
-    granted = await run_in_threadpool(checked, OwnStorage(**body.model_dump()))
+    """Let the platform read a tenant's model files where the tenant keeps them.
+
+    `pvc://` and `image://` are mounted by the tenant's runtime itself, on Kubernetes.
+    """
+    storage, cluster = OwnStorage(**body.model_dump()), asked.plane.settings.cluster
+    granted = await run_in_threadpool(checked, storage, cluster)
     await run_in_threadpool(asked.plane.storages.grant, asked.who, asked.tenant, granted)
     return json_response(_shown(granted))
 

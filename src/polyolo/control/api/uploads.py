@@ -30,6 +30,7 @@ from polyolo.control.service.uploads import READY, RECEIVING, REFUSED
 from polyolo.control.storage import checked_path
 from polyolo.errors import (
     ConflictError,
+    InvalidValueError,
     MalformedRequestError,
     NotFoundError,
     NotReadyError,
@@ -127,7 +128,11 @@ async def _register(request: Request, name: str, asked: Asked, plan: Plan) -> Re
         told = NewRegistration.model_validate_json(body)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
-    await run_in_threadpool(plane.storages.find, tenant)
+    storage = await run_in_threadpool(plane.storages.find, tenant)
+    if storage.mounted and told.size is None:
+        raise InvalidValueError(
+            "size: say how many bytes the file has; only your runtime can look for itself"
+        )
     upload = await run_in_threadpool(
         lambda: uploads.begin(
             plane.ledger,
@@ -135,6 +140,7 @@ async def _register(request: Request, name: str, asked: Asked, plan: Plan) -> Re
             tenant,
             name,
             plan,
+            size=told.size,
             sha256=told.sha256,
             classes=told.classes,
             uri=checked_path(told.uri),

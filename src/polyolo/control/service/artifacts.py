@@ -78,10 +78,9 @@ def remember(transaction: Transaction, artifact: Artifact) -> None:
         "created_at": transaction.now,
     }
     db.insert_new(transaction.connection, db.artifacts, [row])
-    if not artifact.uri:  # stored here now, wherever it was read from before
-        transaction.connection.execute(
-            db.artifacts.update().where(_is(artifact.tenant, artifact.digest)).values(uri="")
-        )
+    # What is stored here stays so; of what a tenant keeps itself the last word counts.
+    elsewhere = _is(artifact.tenant, artifact.digest) & (db.artifacts.c.uri != "")
+    transaction.connection.execute(db.artifacts.update().where(elsewhere).values(row))
 
 
 def unused(ledger: Ledger, tenant: str) -> list[str]:

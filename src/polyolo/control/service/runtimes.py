@@ -18,6 +18,9 @@ from polyolo.control.spec import runtime_spec
 from polyolo.errors import NotFoundError
 from polyolo.types import Phase, Plan, RuntimeSpec, RuntimeStatus
 
+Mounted = Callable[[sa.Connection, str], str]
+"""Returns the uri of the storage of its own that a tenant's runtime mounts; empty for none."""
+
 _WANTED = {"active": Wanted.RUNNING, "suspended": Wanted.STOPPED, "deleting": Wanted.GONE}
 
 
@@ -64,7 +67,12 @@ def status(ledger: Ledger, tenant: str) -> RuntimeStatus:
 
 
 def spec(
-    ledger: Ledger, tenant: str, locate: Callable[[str, str], str], offered: Sequence[Plan]
+    ledger: Ledger,
+    tenant: str,
+    *,
+    locate: Callable[[str, str], str],
+    mounted: Mounted,
+    offered: Sequence[Plan],
 ) -> RuntimeSpec:
     """Return the desired state as the document for the runtime.
 
@@ -81,7 +89,7 @@ def spec(
             raise NotFoundError("there is no such tenant")
         models = connection.execute(sa.select(db.models).where(db.models.c.tenant == tenant)).all()
         versions = connection.execute(
-            sa.select(db.versions, db.artifacts.c.family)
+            sa.select(db.versions, *(db.artifacts.c[name] for name in ("family", "size", "uri")))
             .join_from(db.versions, db.artifacts)
             .where(db.versions.c.tenant == tenant)
         ).all()
@@ -99,6 +107,7 @@ def spec(
             locate,
             plans.effective(plans.named(owner.plan, offered), plans.stored(owner.limits)),
             releases.of_tenant(connection, owner),
+            mounted(connection, tenant) if owner.storage else "",
         )
 
 

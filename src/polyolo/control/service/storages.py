@@ -63,8 +63,16 @@ class Storages:
             sealed = connection.execute(row).scalar()
             if sealed is None:
                 raise NotFoundError("this tenant has no storage of its own; ask the operator")
-            text = self._vault.unseal(connection, sealed, _place(tenant))
-        return msgspec.json.decode(text, type=OwnStorage)
+            return self._read(connection, sealed, tenant)
+
+    def mounted(self, connection: sa.Connection, tenant: str) -> str:
+        """Return the uri of the storage that a tenant's runtime mounts; empty for none."""
+        row = sa.select(db.tenants.c.storage).where(db.tenants.c.id == tenant)
+        sealed = connection.execute(row).scalar()
+        if sealed is None:
+            return ""
+        found = self._read(connection, sealed, tenant)
+        return found.uri if found.mounted else ""
 
     def opened(self, tenant: str, path: str) -> Iterator[bytes]:
         """Yield a file of a tenant's storage. Raises what `storage.opened` does, NotFoundError."""
@@ -84,6 +92,10 @@ class Storages:
         if not path:
             raise FileNotFoundError(f"no storage has {digest}")
         return self.opened(tenant, path)
+
+    def _read(self, connection: sa.Connection, sealed: str, tenant: str) -> OwnStorage:
+        text = self._vault.unseal(connection, sealed, _place(tenant))
+        return msgspec.json.decode(text, type=OwnStorage)
 
 
 def _place(tenant: str) -> Place:

@@ -65,7 +65,9 @@ class Kind:
 
 NAMESPACE = Kind(api_version="v1", kind="Namespace", plural="namespaces", namespaced=False)
 POD = Kind(api_version="v1", kind="Pod", plural="pods")
+QUOTA = Kind(api_version="v1", kind="ResourceQuota", plural="resourcequotas")
 SECRET = Kind(api_version="v1", kind="Secret", plural="secrets")
+JOB = Kind(api_version="batch/v1", kind="Job", plural="jobs")
 DEPLOYMENT = Kind(api_version="apps/v1", kind="Deployment", plural="deployments")
 CONFIG_MAP = Kind(api_version="v1", kind="ConfigMap", plural="configmaps")
 AUTOSCALER = Kind(
@@ -78,7 +80,7 @@ POD_MONITOR = Kind(api_version="monitoring.coreos.com/v1", kind="PodMonitor", pl
 RULE = Kind(api_version="monitoring.coreos.com/v1", kind="PrometheusRule", plural="prometheusrules")
 WATCHED = (
     NAMESPACE,
-    Kind(api_version="v1", kind="ResourceQuota", plural="resourcequotas"),
+    QUOTA,
     Kind(api_version="v1", kind="LimitRange", plural="limitranges"),
     Kind(api_version="networking.k8s.io/v1", kind="NetworkPolicy", plural="networkpolicies"),
     Kind(api_version="v1", kind="ServiceAccount", plural="serviceaccounts"),
@@ -93,7 +95,7 @@ WATCHED = (
 OPTIONAL = (SCALED_OBJECT, POD_MONITOR, RULE)
 """Watched where the cluster knows them."""
 
-BY_NAME = {one.kind: one for one in (*WATCHED, SECRET, *OPTIONAL)}
+BY_NAME = {one.kind: one for one in (*WATCHED, SECRET, JOB, *OPTIONAL)}
 
 
 class ClusterError(OSError):
@@ -132,7 +134,7 @@ class Cluster:
     def __init__(self, config: SingleConfig, *, answer_s: float, selector: str) -> None:
         """Prepare; nothing is sent. answer_s: seconds for one answer. selector: labels of what
         lists and watches are about. Raises OSError for credentials that cannot be read."""
-        self._selector: Any = [tuple(pair.split("=", 1)) for pair in selector.split(",") if pair]
+        self._selector = _pairs(selector)
         self._classes: dict[Kind, Any] = {}
         try:
             assert config.user is not None
@@ -162,12 +164,18 @@ class Cluster:
             raise
         return dict(found)
 
-    def list(self, kind: Kind) -> tuple[list[Object], str]:
-        """Return all objects of a kind that carry the labels, and the version of that moment."""
+    def list(
+        self, kind: Kind, namespace: str = "*", selector: str = ""
+    ) -> tuple[list[Object], str]:
+        """Return all objects of a kind that carry the labels, and the version of that moment.
+
+        selector: other labels than all that this is about.
+        """
+        labels = _pairs(selector) or self._selector
 
         def ask() -> tuple[list[Object], str]:
             answer = self._client.list(
-                self._class(kind), chunk_size=_PAGE, labels=self._selector, **_in(kind, "*")
+                self._class(kind), chunk_size=_PAGE, labels=labels, **_in(kind, namespace)
             )
             return [dict(one) for one in answer], answer.resourceVersion
 
@@ -289,6 +297,10 @@ def at(url: str, *, answer_s: float, selector: str) -> Cluster:
     config = KubeConfig.from_server(url).get()
     assert config is not None
     return Cluster(config._replace(user=User()), answer_s=answer_s, selector=selector)
+
+
+def _pairs(selector: str) -> Any:
+    return [tuple(pair.split("=", 1)) for pair in selector.split(",") if pair]
 
 
 def _in(kind: Kind, namespace: str | None) -> dict[str, Any]:

@@ -21,6 +21,12 @@ def key(one: Object) -> Key:
     return one["kind"], one["metadata"]["name"]
 
 
+def digest(rendered: Object) -> str:
+    """Return what tells one rendering of an object from another."""
+    found: str = rendered["metadata"]["annotations"][RENDERED]
+    return found
+
+
 def pods(seen: Mapping[Key, Seen]) -> list[Pod]:
     """Return the pods that are there."""
     return [read_pod(found.object()) for (kind, _), found in seen.items() if kind == POD.kind]

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 
 from polyolo import telemetry
-from polyolo.drivers.kubernetes import contents
+from polyolo.drivers.kubernetes import contents, fences, volumes
 from polyolo.drivers.kubernetes.cluster import (
     AUTOSCALER,
     BY_NAME,
@@ -20,6 +20,7 @@ from polyolo.drivers.kubernetes.cluster import (
     OPTIONAL,
     POD,
     POD_MONITOR,
+    QUOTA,
     RULE,
     SCALED_OBJECT,
     SECRET,
@@ -69,7 +70,7 @@ class KubernetesDriver:
         self._changed: set[str] = set()
         self._busy: set[str] = set()
         self._well: dict[str, int] = {}
-        self._yielded: dict[tuple[str, Key], int] = {}
+        self._yielded: dict[tuple[str, Key], tuple[int, str]] = {}
         self._secret_seen: dict[str, float] = {}
         self._mirror = Mirror(cluster, self._notice)
         try:
@@ -273,6 +274,11 @@ class KubernetesDriver:
         home = place(spec.tenant, self._settings.platform).namespace
         if found is not None and self._fine(home, found, one):
             return
+        if found is not None and kind is QUOTA:
+            live = self._cluster.get(kind, home, OBJECT) or {}  # with what is used of it
+            one = fences.passable(one, live)
+            if live and not lacks(live, one) and not foreign(live):
+                return
         if found is None and not fresh and kind is not NAMESPACE:
             metadata = one["metadata"]
             there = self._cluster.get(kind, metadata["namespace"], metadata["name"])
@@ -293,13 +299,16 @@ class KubernetesDriver:
         there = self._cluster.apply(one, MANAGER)
         if theirs := foreign(there):
             cleaned = without(there, theirs, one)
-            if cleaned != there:
+            if lacks(cleaned, there):  # what is empty says nothing: KEDA writes some of it
                 self._log.warning("undoing a change by hand", kind=one["kind"], tenant=spec.tenant)
                 there = self._cluster.replace(cleaned, MANAGER)
         if lacks(there, one):
             # An admission webhook, most likely; it would go on for ever.
             self._log.warning("somebody changes what is applied", kind=one["kind"], namespace=home)
-            self._yielded[home, contents.key(one)] = int(there["metadata"]["resourceVersion"])
+            self._yielded[home, contents.key(one)] = (
+                int(there["metadata"]["resourceVersion"]),
+                contents.digest(one),
+            )
         if kind is not SECRET:
             self._mirror.put(there)
 
@@ -307,7 +316,8 @@ class KubernetesDriver:
         """Say whether an object is as it is rendered, or as near as the cluster lets it come."""
         live = found.object()
         if lacks(live, one):
-            return self._yielded.get((home, contents.key(one))) == found.version
+            yielded = (found.version, contents.digest(one))
+            return self._yielded.get((home, contents.key(one))) == yielded
         return not found.foreign or not lacks(without(live, found.foreign, one), live)
 
     def _start(self, one: Object, spec: RuntimeSpec) -> None:
@@ -330,7 +340,11 @@ class KubernetesDriver:
             told = said.get(pod.name)
             if pod.state is State.FAILED or (pod.state is State.READY and told is None):
                 self._delete(POD, where.namespace, pod.name, grace_s=_KILL_S)
-            elif told is not None and told.observed_generation < spec.generation:
+            elif (
+                told is not None
+                and told.observed_generation < spec.generation
+                and pod.files == volumes.fits(spec, self._settings)
+            ):
                 behind.append(pod)
         tell(behind, body, keys)
 

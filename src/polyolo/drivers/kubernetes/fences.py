@@ -6,7 +6,7 @@ from ipaddress import ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
-from polyolo.drivers.kubernetes import quantity
+from polyolo.drivers.kubernetes import quantity, volumes
 from polyolo.drivers.kubernetes.naming import DENY, GRPC, HTTP, OBJECT, Object, Place
 from polyolo.drivers.kubernetes.scaling import most
 from polyolo.drivers.kubernetes.settings import ClusterSettings
@@ -17,6 +17,10 @@ _NAMESPACE_NAME = "kubernetes.io/metadata.name"
 _COMPONENT = "app.kubernetes.io/component"
 _SPARE = 2
 """Pods above the most replicas: one that a rolling update starts, one that drains meanwhile."""
+_FEW = "5"
+"""Objects of a kind of which we make one. What the API server admits and then does not make (a
+second kube-root-ca.crt) counts until the quota is reckoned again, minutes later: a quota of just
+what there is refuses our own."""
 _METADATA = "169.254.0.0/16"
 """Link-local: where clouds answer with the node's credentials."""
 _METADATA_6 = "fd00:ec2::254/128"
@@ -34,7 +38,7 @@ def namespace(settings: ClusterSettings) -> Object:
 def quota(spec: RuntimeSpec, settings: ClusterSettings) -> Object:
     """Return the ResourceQuota: what the plan gives, and no way round the gateway."""
     copies = most(spec) + _SPARE
-    needs = demand(spec.resources, settings)
+    needs, space = demand(spec.resources, settings), volumes.disk(spec, settings)
     resource, count = gpus(spec.resources.gpus, settings)
     kinds = {settings.gpu_resource, *settings.gpu_slices.values()}
     hard = {
@@ -42,26 +46,44 @@ def quota(spec: RuntimeSpec, settings: ClusterSettings) -> Object:
         "limits.cpu": quantity.cores(needs.most_cpus * copies),
         "requests.memory": quantity.size(needs.memory_bytes * copies),
         "limits.memory": quantity.size(needs.memory_bytes * copies),
-        "requests.ephemeral-storage": quantity.size(settings.disk_bytes * copies),
-        "limits.ephemeral-storage": quantity.size(settings.disk_bytes * copies),
+        "requests.ephemeral-storage": quantity.size(space * copies),
+        "limits.ephemeral-storage": quantity.size(space * copies),
         **{f"requests.{kind}": "0" for kind in sorted(kinds)},
         "pods": str(copies),
-        "count/deployments.apps": "1",
-        "count/replicasets.apps": "5",
+        "count/deployments.apps": _FEW,
+        "count/replicasets.apps": "10",
         "count/statefulsets.apps": "0",
         "count/jobs.batch": "0",
         "count/cronjobs.batch": "0",
         "count/ingresses.networking.k8s.io": "0",
-        "services": "1",
+        "services": _FEW,
         "services.nodeports": "0",
         "services.loadbalancers": "0",
-        "persistentvolumeclaims": "0",
-        "configmaps": "3",  # ours, kube-root-ca.crt, and one of a service mesh
-        "secrets": "2",
+        "persistentvolumeclaims": str(volumes.claims(spec)),  # the operator's, with the models
+        "configmaps": _FEW,
+        "secrets": _FEW,
     }
     if count:
         hard[f"requests.{resource}"] = str(count * copies)
     return {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": hard}}
+
+
+def passable(rendered: Object, live: Object) -> Object:
+    """Return the quota that may be set now: one more pod has to fit beside those that are there.
+
+    A plan that gives less, or files that are gone, make smaller pods. With the new quota at once,
+    the larger ones, which leave only when the first of the new is ready, would keep that one out.
+    """
+    hard, was = rendered["spec"]["hard"], live.get("spec", {}).get("hard", {})
+    used = live.get("status", {}).get("used", {})
+    kept = dict(hard)
+    for name in hard:
+        if name.startswith(("requests.", "limits.")):
+            most = quantity.read(hard[name])
+            beside = quantity.read(used.get(name, "0")) + most / int(hard["pods"])
+            if beside > most and quantity.read(was.get(name, "0")) > most:
+                kept[name] = was[name]
+    return {**rendered, "spec": {"hard": kept}}
 
 
 def limits(spec: RuntimeSpec, settings: ClusterSettings) -> Object:
@@ -70,7 +92,7 @@ def limits(spec: RuntimeSpec, settings: ClusterSettings) -> Object:
     upper = {
         "cpu": quantity.cores(needs.most_cpus),
         "memory": quantity.size(needs.memory_bytes),
-        "ephemeral-storage": quantity.size(settings.disk_bytes),
+        "ephemeral-storage": quantity.size(volumes.disk(spec, settings)),
     }
     least = {**upper, "cpu": quantity.cores(needs.cpus)}
     limit = {"type": "Container", "max": upper, "default": upper, "defaultRequest": least}

@@ -24,7 +24,11 @@ RENDERED = "polyolo/rendered"
 """Annotation: digest of the object as it was rendered."""
 RELEASE = "polyolo/release"
 """Annotation of pods: the release of the program in it."""
+FILES = "polyolo/files"
+"""Annotation of pods: the disk and the storage that they have for model files."""
 HTTP, GRPC = 8080, 8081
+FIRST_USER, USERS = 100_000_000, 2_000_000_000
+"""UIDs of pods: no person's, and none of a distribution's."""
 
 Object = dict[str, Any]
 """A Kubernetes object as JSON."""
@@ -41,7 +45,7 @@ class Place:
     namespace: str
     labels: Mapping[str, str]
     user: int
-    """UID and GID of its processes, from 100,000,000 up: no other tenant's, no person's."""
+    """UID and GID of its processes: no other tenant's, no person's."""
 
 
 def place(tenant: str, platform: str) -> Place:
@@ -60,7 +64,7 @@ def place(tenant: str, platform: str) -> Place:
         slug=slug,
         namespace=f"{platform}-{slug}",  # at most 20 + 1 + 33 of 63 characters
         labels={MANAGED_BY: "polyolo", PLATFORM: platform, PLACE: slug},
-        user=100_000_000 + int(digest[12:24], 16) % 2_000_000_000,
+        user=FIRST_USER + int(digest[12:24], 16) % USERS,
     )
 
 

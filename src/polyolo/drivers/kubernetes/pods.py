@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from polyolo.drivers import ANSWER_S, SETTLE_MS, replicas
-from polyolo.drivers.kubernetes.naming import HTTP, RELEASE, Object
+from polyolo.drivers.kubernetes.naming import FILES, HTTP, RELEASE, Object
 from polyolo.types import Phase, RuntimeStatus
 
 TOKEN = "POLYOLO_RUNTIME_TOKEN"  # noqa: S105  # a variable's name
@@ -29,6 +29,8 @@ _HOPELESS = {
     "RunContainerError": "its container cannot be started",
 }
 """Reasons for which a container waits that time alone does not cure."""
+_QUOTED = 200
+"""Characters of others' words that are passed on."""
 
 
 T = TypeVar("T")
@@ -54,6 +56,15 @@ class Pod:
     made: str = ""
     """When, RFC 3339."""
     release: str = ""
+    files: str = ""
+    """The disk and the storage that it has for model files, see `volumes.fits`."""
+    started: bool = False
+    """Whether its runtime has begun to answer, be it ready or not."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether it can be asked."""
+        return self.state is State.READY or (self.state is State.STARTING and self.started)
 
     @property
     def endpoint(self) -> str:
@@ -71,6 +82,8 @@ def read_pod(found: Object) -> Pod:
         address=status.get("podIP", ""),
         made=metadata.get("creationTimestamp", ""),
         release=metadata.get("annotations", {}).get(RELEASE, ""),
+        files=metadata.get("annotations", {}).get(FILES, ""),
+        started=any(one.get("started") for one in status.get("containerStatuses", ())),
     )
     if metadata.get("deletionTimestamp"):
         return replace(pod, state=State.LEAVING)
@@ -86,12 +99,13 @@ def read_pod(found: Object) -> Pod:
     scheduled = conditions.get("PodScheduled", {})
     why = "its container is being started"
     if scheduled.get("status") == "False":
-        why = f"no node takes it: {str(scheduled.get('message', ''))[:200]}"
+        why = _quoting("no node takes it", scheduled.get("message", ""))
     return replace(pod, reason=why)
 
 
 def _failure(container: Mapping[str, Any]) -> str:
     state = container.get("state", {})
+    words = state.get("waiting", {}).get("message", "")
     waiting = state.get("waiting", {}).get("reason", "")
     ended = state.get("terminated") or (
         container.get("lastState", {}).get("terminated") if waiting == "CrashLoopBackOff" else None
@@ -101,18 +115,27 @@ def _failure(container: Mapping[str, Any]) -> str:
             return "it used more memory than its plan gives, and was stopped"
         if ended.get("signal"):
             return f"its process was killed by signal {ended['signal']}"
-        return f"its process exited with status {ended.get('exitCode', 0)}"
-    return _HOPELESS.get(waiting, "")
+        last = ended.get("message", "").strip().rpartition("\n")[2]  # of its log
+        return _quoting(f"its process exited with status {ended.get('exitCode', 0)}", last)
+    return _quoting(_HOPELESS[waiting], words) if waiting in _HOPELESS else ""
+
+
+def _quoting(ours: str, theirs: str) -> str:
+    return f"{ours}: {theirs[:_QUOTED]}" if theirs else ours
 
 
 def statuses(pods: Iterable[Pod], tenant: str, keys: Mapping[str, str]) -> dict[str, RuntimeStatus]:
-    """Ask ready pods for their status; return it by name, without those that do not answer."""
-    ready = [pod for pod in pods if pod.state is State.READY]
-    answers = _of_each(ready, lambda pod: _ask_twice(pod, keys))
+    """Ask pods for their status; return it by name, without those that do not answer.
+
+    Also those that are not ready: they know why, and one that cannot load what its document named
+    has to hear of another one.
+    """
+    asked = [pod for pod in pods if pod.answers]
+    answers = _of_each(asked, lambda pod: _ask_twice(pod, keys))
     # A runtime speaks for itself only, and cannot say where it is reached.
     return {
         pod.name: replace(said, tenant=tenant, endpoints=(pod.endpoint,), release=pod.release)
-        for pod, said in zip(ready, answers, strict=True)
+        for pod, said in zip(asked, answers, strict=True)
         if said is not None
     }
 
@@ -182,9 +205,11 @@ def together(
         told = said.get(pod.name)
         if told is not None:
             bound = in_force if pod.release == release else 0
-            phase = Phase.READY if told.phase is Phase.READY else Phase.STARTING
+            ready = told.phase is Phase.READY and pod.state is State.READY
             generation = min(told.observed_generation, bound)
-            return replace(told, phase=phase, observed_generation=generation)
+            phase = Phase.READY if ready else Phase.STARTING
+            endpoints = told.endpoints if pod.state is State.READY else ()
+            return replace(told, phase=phase, observed_generation=generation, endpoints=endpoints)
         if pod.state is State.STARTING:
             return RuntimeStatus(tenant=tenant, phase=Phase.STARTING, reason=pod.reason)
         reason = pod.reason or "it does not answer"
@@ -195,4 +220,16 @@ def together(
     if not copies:
         reason = "no pod of it is there yet"
         return RuntimeStatus(tenant=tenant, phase=Phase.STARTING, reason=reason)
-    return replicas.together(tenant, copies)
+    return _with_failures(replicas.together(tenant, copies), copies)
+
+
+def _with_failures(status: RuntimeStatus, copies: Iterable[RuntimeStatus]) -> RuntimeStatus:
+    """Return the status with what a copy that is not ready failed to load, and no other one has."""
+    known = {(model.name, model.version) for model in status.models}
+    failed = {
+        (model.name, model.version): model
+        for copy in copies
+        for model in copy.models
+        if model.state == "failed" and (model.name, model.version) not in known
+    }
+    return replace(status, models=(*status.models, *failed.values()))

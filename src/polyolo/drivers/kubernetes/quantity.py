@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import math
 
+_WORTH = {
+    name: base**power
+    for base, first, names in ((1000.0, -1, "m  k M G T P E"), (1024.0, 1, "Ki Mi Gi Ti Pi Ei"))
+    for power, name in enumerate(names.split(" "), first)
+}
 _UNITS = ("Mi", "Gi", "Ti", "Pi")
 
 
@@ -23,3 +28,12 @@ def size(amount: float) -> str:
         count //= 1024
         unit += 1
     return f"{count}{_UNITS[unit]}"
+
+
+def read(written: str) -> float:
+    """Return what an amount says, in cores or bytes; 0 for what is none."""
+    number = written.rstrip("mkMGTPEi")
+    try:
+        return float(number) * _WORTH[written.removeprefix(number)]
+    except (ValueError, KeyError):
+        return 0.0

@@ -48,6 +48,28 @@ class Egress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings:
+    """The pods in which strangers' files are opened, one for each file; see `jobs`."""
+
+    converter_image: str = ""
+    """Image with Python 3.11 or newer, as `python3`, and ultralytics (AGPL-3.0), which turns .pt
+    files into ONNX. Nothing of polyolo need be in it. Default: .pt files are refused."""
+    runtime_class: str = ""
+    """RuntimeClass of these pods (gVisor, Kata). Default: that of the runtimes."""
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the nodes that they may run on. Default: any node."""
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    """Taints of nodes that they may run on all the same."""
+    start_s: float = 120.0
+    """Seconds for a pod to start, its image to be pulled included; then it is tried again."""
+    least_cpus: float = 0.25
+    """Cores that one is sure of; it may use as many as its work is given, which is 1."""
+    least_memory_bytes: int = 512 << 20
+    """Memory that one is sure of; what it may use is several GiB, for a file as large as plans
+    allow. Default 512 MiB: twice what looking into a YOLOv8x takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSettings:
     """Everything about a cluster that is not about one tenant. Read from a JSON document."""
 
@@ -70,6 +92,9 @@ class ClusterSettings:
     cluster never refuses a runtime that ran before."""
     runtime_class: str = ""
     """RuntimeClass of the runtimes (gVisor, Kata). Default: the cluster's own."""
+    image_volumes: bool = False
+    """Whether the cluster mounts images as volumes (ImageVolume: on from Kubernetes 1.35 on, and
+    with a container runtime that can). Default: not, an older one refuses the whole pod."""
     user_namespaces: bool = False
     """Whether runtimes get user namespaces of their own. Default: not, older nodes lack them."""
     priority_class: str = ""
@@ -93,8 +118,8 @@ class ClusterSettings:
     tmp_bytes: int = 64 << 20
     """Size of /tmp, in memory. Default 64 MiB: what the engine writes there is under 1 MiB."""
     disk_bytes: int = 4 << 30
-    """Disk for model files and logs. Default 4 GiB: 20 models of 200 MB, and is what the quota
-    counts."""
+    """Least disk of a pod for model files and logs, doubled as often as a tenant's files need it.
+    Default 4 GiB: 18 models of 200 MB."""
     drain_s: int = 30
     """Seconds that a runtime is given to finish what it has in flight."""
     leave_s: int = 3
@@ -118,8 +143,16 @@ class ClusterSettings:
     """Namespace whose pods may read the runtimes' metrics. Default: nobody."""
     egress: tuple[Egress, ...] = ()
     """Networks that runtimes may reach besides control. Default: none."""
+    jobs: JobSettings | None = None
+    """How strangers' files are opened in pods of their own, in a namespace that the operator has
+    made (the chart does). Default: in the sandbox of the host that control runs on."""
     answer_s: float = 5.0
     """Seconds that the API server may take for one answer."""
+
+    @property
+    def jobs_namespace(self) -> str:
+        """Return where those pods run: no tenant's, whose names end in a digest."""
+        return f"{self.platform}-jobs"
 
     def __post_init__(self) -> None:
         if not _LABEL.fullmatch(self.platform):
@@ -127,6 +160,8 @@ class ClusterSettings:
                 "platform has 1 to 20 small letters, digits and hyphens and begins with a letter, "
                 f"not {self.platform!r}"
             )
+        if self.disk_bytes < 1 << 20:
+            raise InvalidValueError(f"disk_bytes is at least a MiB, not {self.disk_bytes}")
         if self.scaling is Scaling.KEDA and not self.scaler:
             raise InvalidValueError(
                 "KEDA is to scale the runtimes, but `scaler` does not say where gateways answer it"

@@ -12,14 +12,13 @@ from typing import Any
 
 import msgspec
 
-from polyolo.drivers.kubernetes import quantity
-from polyolo.drivers.kubernetes.naming import GRPC, HTTP, OBJECT, RELEASE, Object, Place
+from polyolo.drivers.kubernetes import quantity, restricted, volumes
+from polyolo.drivers.kubernetes.naming import FILES, GRPC, HTTP, OBJECT, RELEASE, Object, Place
 from polyolo.drivers.kubernetes.settings import ClusterSettings
-from polyolo.types import Resources, RuntimeSpec
+from polyolo.types import MOUNTED, Resources, RuntimeSpec
 
 SPEC_FILE = "spec.json"
 _SPEC_MOUNT = "/etc/polyolo"
-_MODELS_MOUNT = "/run/polyolo/models"
 _DOCUMENT_BYTES = 1_000_000
 """A ConfigMap holds 1 MiB in all; 20 models of 1,000 class names are 200 kB."""
 _KILL_S = 5
@@ -63,12 +62,12 @@ def document(spec: RuntimeSpec, settings: ClusterSettings) -> bytes:
     """Return the spec document as pods read it: files by URL.
 
     `object:NAME`, a file of the store by its name there, becomes that name below `artifacts`, and
-    so does the last part of a path. The same for a spec and for what was read back from such a
-    document. Raises OSError when it is too large.
+    so does the last part of a path; what a pod mounts keeps its name. The same for a spec and for
+    what was read back from such a document. Raises OSError when it is too large.
     """
 
     def there(uri: str) -> str:
-        if "://" in uri:  # the tenant's own store, or translated already
+        if "://" in uri or uri.startswith(MOUNTED):  # the tenant's own store, or translated already
             return uri
         scheme, _, name = uri.rpartition(":")
         return f"{settings.artifacts}/{name if scheme else name.rpartition('/')[2]}"
@@ -141,39 +140,28 @@ def deployment(
         for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
     ]
     gpu = spec.resources.gpus > 0
-    user = place.user % 65_000 + 535 if settings.user_namespaces else place.user
-    pod: dict[str, Any] = {
-        "serviceAccountName": OBJECT,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "dnsPolicy": "Default",  # it resolves nothing; this keeps the cluster's names out of sight
+    pod = {
+        **restricted.pod(
+            place.user,
+            account=OBJECT,
+            user_namespaces=settings.user_namespaces,
+            runtime_class=settings.runtime_class,
+            nodes={**settings.node_selector, **(settings.gpu_node_selector if gpu else {})},
+            taints=(*settings.tolerations, *(settings.gpu_tolerations if gpu else ())),
+        ),
         "terminationGracePeriodSeconds": settings.leave_s + settings.drain_s + _KILL_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": user,
-            "runAsGroup": user,
-            "fsGroup": user,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "topologySpreadConstraints": spread,
         "containers": [_container(spec, settings)],
         "volumes": [
             {"name": "spec", "configMap": {"name": OBJECT}},
-            {"name": "models", "emptyDir": {"sizeLimit": quantity.size(settings.disk_bytes)}},
             {
-                "name": "tmp",
-                "emptyDir": {"medium": "Memory", "sizeLimit": quantity.size(settings.tmp_bytes)},
+                "name": "models",
+                "emptyDir": {"sizeLimit": quantity.size(volumes.disk(spec, settings))},
             },
+            restricted.tmp(settings.tmp_bytes),
+            *volumes.own_volumes(spec),
         ],
     }
-    if settings.user_namespaces:
-        pod["hostUsers"] = False
-    if nodes := {**settings.node_selector, **(settings.gpu_node_selector if gpu else {})}:
-        pod["nodeSelector"] = nodes
-    if taints := (*settings.tolerations, *(settings.gpu_tolerations if gpu else ())):
-        pod["tolerations"] = [dict(taint) for taint in taints]
-    if settings.runtime_class:
-        pod["runtimeClassName"] = settings.runtime_class
     if settings.priority_class:
         pod["priorityClassName"] = settings.priority_class
     # New keys reach a process only when it starts: their digest makes new pods.
@@ -192,7 +180,11 @@ def deployment(
             "template": {
                 "metadata": {
                     "labels": {"app.kubernetes.io/name": "polyolo-serving", **place.labels},
-                    "annotations": {"polyolo/keys": seal[:32], RELEASE: spec.release},
+                    "annotations": {
+                        "polyolo/keys": seal[:32],
+                        RELEASE: spec.release,
+                        FILES: volumes.fits(spec, settings),
+                    },
                 },
                 "spec": pod,
             },
@@ -202,8 +194,11 @@ def deployment(
 
 def _container(spec: RuntimeSpec, settings: ClusterSettings) -> dict[str, Any]:
     needs = demand(spec.resources, settings)
-    memory, disk = quantity.size(needs.memory_bytes), quantity.size(settings.disk_bytes)
-    requests = {"cpu": quantity.cores(needs.cpus), "memory": memory, "ephemeral-storage": disk}
+    requests = {
+        "cpu": quantity.cores(needs.cpus),
+        "memory": quantity.size(needs.memory_bytes),
+        "ephemeral-storage": quantity.size(volumes.disk(spec, settings)),
+    }
     most = {**requests, "cpu": quantity.cores(needs.most_cpus)}
     resource, count = gpus(spec.resources.gpus, settings)
     if count:
@@ -217,7 +212,7 @@ def _container(spec: RuntimeSpec, settings: ClusterSettings) -> dict[str, Any]:
         "image": image(spec.release, settings),
         "imagePullPolicy": settings.pull_policy,
         "args": [
-            *("--spec", f"{_SPEC_MOUNT}/{SPEC_FILE}", "--models", _MODELS_MOUNT),
+            *("--spec", f"{_SPEC_MOUNT}/{SPEC_FILE}", *volumes.arguments(spec)),
             *("--host", "0.0.0.0", "--port", str(HTTP)),  # noqa: S104  # a pod's own address
         ],
         "envFrom": [{"secretRef": {"name": OBJECT}}],
@@ -232,17 +227,13 @@ def _container(spec: RuntimeSpec, settings: ClusterSettings) -> dict[str, Any]:
         "livenessProbe": probe("/livez", periodSeconds=5, failureThreshold=2),
         "lifecycle": {"preStop": {"sleep": {"seconds": settings.leave_s}}},
         "resources": {"requests": requests, "limits": most},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-        },
+        "securityContext": dict(restricted.CONTAINER),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "spec", "mountPath": _SPEC_MOUNT, "readOnly": True},
-            {"name": "models", "mountPath": _MODELS_MOUNT},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # of the pod, in memory
+            {"name": "models", "mountPath": volumes.MODELS_MOUNT},
+            dict(restricted.TMP),
+            *volumes.own_mounts(spec),
         ],
     }
 
