@@ -15,6 +15,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,7 +80,7 @@ async def read_body(receive: Receive, limit: int, declared: str | None = None) -
     too_large = TooLargeError(f"the body is larger than the {limit:,} bytes allowed here")
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise too_large
-    chunks: list[bytes] = []
+    body = BytesIO()  # one block that grows: hundreds of small ones would leave holes in the heap
     size = 0
     while True:
         message = await receive()
@@ -89,9 +90,11 @@ async def read_body(receive: Receive, limit: int, declared: str | None = None) -
         size += len(chunk)
         if size > limit:
             raise too_large
-        chunks.append(chunk)
+        if size == len(chunk) and not message.get("more_body", False):
+            return chunk
+        body.write(chunk)
         if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            return body.getvalue()
 
 
 def decode_json(body: bytes, kind: type[T]) -> T:

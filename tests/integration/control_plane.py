@@ -23,6 +23,7 @@ from polyolo.control.app import Control, opened
 from polyolo.control.migrations.upgrade import migrate
 from polyolo.control.passwords import Passwords
 from polyolo.control.settings import ControlSettings
+from polyolo.sandbox import kernel
 from polyolo.types import Plan
 from tests.integration import postgres
 
@@ -171,9 +172,5 @@ async def serving(chosen: ControlSettings) -> AsyncIterator[Api]:
 
 def running(pid: int) -> bool:
     """Say whether a process runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    process = kernel.identify(pid)
+    return process is not None and kernel.runs(process)

@@ -10,7 +10,7 @@ import httpx
 import msgspec
 
 from polyolo.types import Plan, Snapshot
-from tests.integration.control_plane import GATEWAY, Api, serving, settings
+from tests.integration.control_plane import GATEWAY, Api, serving, settings, until
 
 PLANS = (
     Plan(name="default", min_replicas=1),
@@ -113,7 +113,11 @@ async def test_resources_reach_the_runtime(tmp_path: Path):
         before = await api.ready(tenant)
         await change(api, tenant, {"requests_per_second": 3})
         await change(api, tenant, {"resources": {"cpus": 0.5}})
-        await api.ready(tenant)
+
+        async def told() -> bool:
+            return api.spec(tenant)["generation"] != before["observed_generation"]
+
+        await until(told)
         spec = api.spec(tenant)
         assert spec["resources"]["cpus"] == 0.5
         assert spec["generation"] == before["observed_generation"] + 1

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     import uvloop
 
-    from polyolo.serving import fetch
+    from polyolo.serving import fetch, malloc
     from polyolo.serving.app import run
     from polyolo.serving.settings import Settings
 
@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         token=os.environ.pop(fetch.TOKEN, ""),  # not for the models' processes
         stuck_after_s=asked.stuck_after,
     )
+    malloc.configure()
     try:
         # Where the spec's paths begin; and a directory that gets another name takes us along.
         os.chdir(settings.spec.parent)
