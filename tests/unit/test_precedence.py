@@ -137,6 +137,27 @@ def test_who_has_no_savings_yields(machine: Machine):
     assert machine.weights()["flood"] == [AHEAD]
 
 
+def test_who_gets_nothing_yields_no_longer(machine: Machine):
+    """Of equal ones that have no savings, one that was kept waiting runs before the others, and
+    one that begins to load yields although it has used nothing yet."""
+    yields = {}
+    for name in ("a", "b", "starved"):
+        yields[name] = machine.add(name).directories[Layer.CPU] / "cpu.idle"
+        yields[name].write_text("0")
+    for _ in range(20):
+        machine.look(a=0.6, b=0.6, starved=0.6)
+    assert [file.read_text() for file in yields.values()] == ["1", "1", "1"]
+    machine.look(a=1.0, b=0.9, starved=0.0)
+    assert [file.read_text() for file in yields.values()] == ["1", "1", "0"]
+    assert machine.weights()["starved"] == [1.0], "but it has no savings"
+    machine.precedence.spend("starved")
+    machine.look(0.001, a=1.0, b=1.0)
+    assert yields["starved"].read_text() == "1"
+    for _ in range(2):
+        machine.look(a=1.0, b=0.9)
+    assert yields["starved"].read_text() == "0"
+
+
 def test_copies_share_one_weight(machine: Machine):
     """Four copies of a tenant weigh as much as another's single one."""
     for _ in range(4):

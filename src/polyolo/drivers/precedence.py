@@ -2,13 +2,14 @@
 
 A kernel shares it evenly between groups at each moment: a tenant that asks for a little is slowed
 down by one that takes all it can get. Here each tenant saves up processor time, at half of the
-rate of its share, and who has savings goes first: all others yield to them at once. Those who go
-first can take no more than half of the machine between them for long, so the others always have the
-other half.
+rate of its share, and who has savings goes first. Those who go first can take no more than half of
+the machine between them for long, so the others always have the other half. Of those others, who
+takes more than it earns yields at once to all who do not.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection
@@ -24,6 +25,8 @@ _SAVED_S = 0.25
 model, or a single one of a large one."""
 _PART = 0.5
 """Of its share, what a tenant saves: who uses less goes first."""
+_BEGINS_S = 0.5
+"""Seconds for which one yields that begins what takes time: by then it shows what it uses."""
 _IDLE = 0.01
 """Who uses less than this part of a core has no share: it is there for the others."""
 
@@ -35,6 +38,7 @@ class _Account:
     used_s: float
     """When last looked at, by its present groups."""
     saved_s: float = _SAVED_S
+    yields_until: float = -math.inf
 
 
 class Precedence:
@@ -80,8 +84,11 @@ class Precedence:
             saved = account.saved_s + income - uses[tenant]
             account.saved_s = min(max(saved, -_SAVED_S), _SAVED_S)
             mine = present[tenant]
-            behind = account.saved_s <= 0
-            weights |= dict.fromkeys(mine, ((1.0 if behind else AHEAD) / len(mine), behind))
+            if account.saved_s > 0:
+                weight, yields = AHEAD, False
+            else:  # one that got next to nothing does not yield: it would get nothing for long
+                weight, yields = 1.0, uses[tenant] > income or now < account.yields_until
+            weights |= dict.fromkeys(mine, (weight / len(mine), yields))
         for group, (weight, yields) in weights.items():
             if self._weights.get(group) != (weight, yields):
                 group.weigh(weight, yields=yields)
@@ -91,3 +98,4 @@ class Precedence:
         """Have the tenant's savings be gone: it begins something that is not to hurt others."""
         if (account := self._accounts.get(tenant)) is not None:
             account.saved_s = -_SAVED_S
+            account.yields_until = self._clock() + _BEGINS_S
